@@ -1,0 +1,245 @@
+"""What can go wrong, as a tree of exceptions.
+
+Every error derives from :class:`MechfeatError` and from the built-in a caller would expect, so ``except ValueError`` keeps
+working. A message states what was asked, what was found, what would be right, and the next step; the same facts are
+attributes of the exception. ``docs/errors/`` has a page for each class.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def closest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
+    """Names most like ``name``, best first.
+
+    Args:
+        name: What was asked for.
+        known: What exists.
+        n: At most this many.
+
+    Returns:
+        Up to ``n`` members of ``known``.
+
+    Example:
+        >>> closest("conv1x", ["conv1", "conv2", "fc"])
+        ['conv1', 'conv2']
+    """
+    return difflib.get_close_matches(name, list(known), n=n, cutoff=0.4)
+
+
+def _rebuild(cls: type["MechfeatError"], args: tuple[Any, ...], state: dict[str, Any]) -> "MechfeatError":
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class MechfeatError(Exception):
+    """Base of every error that mechfeat raises."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Constructors take facts, not the message, so the default (re-call the constructor with args) would fail in worker processes.
+        return _rebuild, (type(self), self.args, dict(self.__dict__))
+
+
+class ShapeError(MechfeatError, ValueError):
+    """A tensor has a shape, an axis or a size that does not fit."""
+
+
+class DtypeError(MechfeatError, TypeError):
+    """A tensor has a dtype that does not fit, or something is not a tensor at all."""
+
+
+class DeviceError(MechfeatError, ValueError):
+    """Tensors that must meet are on different devices."""
+
+
+class NonFiniteError(MechfeatError, ValueError):
+    """NaN or infinity where a finite number is needed."""
+
+
+class OptionError(MechfeatError, ValueError):
+    """An option has a value that is not among those it can take.
+
+    Attributes:
+        option: Name of the option.
+        found: The value given.
+        allowed: The values it can take.
+    """
+
+    def __init__(self, option: str, found: object, allowed: Sequence[object]) -> None:
+        self.option, self.found, self.allowed = option, found, tuple(allowed)
+        super().__init__(f"{option}={found!r} is not known. It can be {', '.join(repr(a) for a in allowed)}.")
+
+
+class HookNameError(MechfeatError, LookupError):
+    """A name matches no hook point.
+
+    Attributes:
+        name: The name asked for.
+        known: The hook names that exist.
+    """
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        self.name, self.known = name, tuple(known)
+        super().__init__(
+            f"No hook point matches {name!r} among the {len(self.known)} in this model. {_near(name, self.known)}"
+            f"`model.hook_names()` lists them."
+        )
+
+
+class EmptyGlobError(HookNameError):
+    """A pattern or a names filter selects no hook point.
+
+    Attributes:
+        name: The pattern.
+        known: The hook names that exist.
+    """
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(name, known)
+        self.args = (
+            f"The pattern {name!r} matches none of the {len(self.known)} hook points in this model. {_near(name, self.known)}"
+            f"`*` stays within one level, `**` crosses levels; `model.hook_names()` lists the names.",
+        )
+
+
+class PortError(MechfeatError, LookupError):
+    """A hook point exists, but not the port that was asked for.
+
+    Attributes:
+        name: The hook name asked for.
+        found: What is there instead.
+        ports: Hook names that would work.
+    """
+
+    def __init__(self, name: str, found: str, ports: Sequence[str]) -> None:
+        self.name, self.found, self.ports = name, found, tuple(ports)
+        hint = f"Use {' or '.join(repr(p) for p in ports)}." if ports else "It holds no tensor to record or edit."
+        super().__init__(f"{name!r} does not address one tensor: {found}. {hint}")
+
+
+class HookNotReachedError(MechfeatError, RuntimeError):
+    """A hook point was asked for by its literal name, and the forward pass never reached it.
+
+    Attributes:
+        names: The names that were not reached.
+        reached: Hook names that were.
+    """
+
+    def __init__(self, names: Sequence[str], reached: Sequence[str]) -> None:
+        self.names, self.reached = tuple(names), tuple(reached)
+        many = "was" if len(self.names) == 1 else "were"
+        super().__init__(
+            f"{', '.join(map(repr, self.names))} {many} not reached by this forward pass, which reached "
+            f"{len(self.reached)} of the recorded hook points. The module exists, but this input did not call it: "
+            f"it may be skipped, used through its weight alone, or fire fewer times. "
+            f"`model.describe(x)` shows what is reached and how often."
+        )
+
+
+class EditNotFiredError(MechfeatError, RuntimeError):
+    """The block of an edit ended, and the edit was never applied.
+
+    Attributes:
+        edits: The edits, as text.
+    """
+
+    def __init__(self, edits: Sequence[str]) -> None:
+        self.edits = tuple(edits)
+        many = "edit was" if len(self.edits) == 1 else "edits were"
+        super().__init__(
+            f"{len(self.edits)} {many} never applied: {'; '.join(self.edits)}. A forward pass completed inside the block "
+            f"without calling the hook point, so the result is that of the unedited model. "
+            f"`model.describe(x)` shows what is reached and how often."
+        )
+
+
+class AmbiguousCallError(MechfeatError, LookupError):
+    """A hook point fires more than once, and the name does not say which call is meant.
+
+    Attributes:
+        name: The name without a call index.
+        calls: How often it fired (so far, where the forward pass was cut short).
+    """
+
+    def __init__(self, name: str, calls: int) -> None:
+        self.name, self.calls = name, calls
+        options = ", ".join(repr(f"{name}#{k}") for k in range(min(calls, 3))) + (", ..." if calls > 3 else "")
+        super().__init__(f"{name!r} fires {calls} times in one forward pass. Say which call: {options}, or '{name}#*' for all.")
+
+
+class StaleActivationError(MechfeatError, RuntimeError):
+    """A recorded activation was overwritten in place before the run ended.
+
+    Attributes:
+        names: The hook names whose values are no longer those of the moment they passed.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        super().__init__(
+            f"{', '.join(map(repr, self.names))}: overwritten in place after being recorded, so the values are not those that "
+            f"passed the hook point. Record with clone=True, or leave clone unset: it copies what is known to be overwritten, "
+            f"and these names are known from now on."
+        )
+
+
+class SelectorError(MechfeatError, ValueError):
+    """A selector names an axis that the activation lacks, or an index outside it."""
+
+
+class GradientError(MechfeatError, RuntimeError):
+    """A gradient was asked for that the run did not keep."""
+
+
+class UnsupportedModelError(MechfeatError, NotImplementedError):
+    """A kind of model that a method cannot serve, with the way around it."""
+
+
+class UnsupportedLayerError(MechfeatError, NotImplementedError):
+    """A layer or use of a parameter that a method cannot serve, with the way around it."""
+
+
+class ModelOutputError(MechfeatError, TypeError):
+    """A model returned something that is not the tensor a method needs."""
+
+
+class NoParametersError(MechfeatError, ValueError):
+    """A model has no trainable parameters, where at least one is needed."""
+
+
+class SampleInteractionError(MechfeatError, ValueError):
+    """The output for one sample depends on the other samples of the batch, so a per-sample kernel is not defined."""
+
+
+class NondeterministicModelError(MechfeatError, ValueError):
+    """The model draws random numbers while it runs, so two evaluations differ."""
+
+
+class ProofError(MechfeatError, RuntimeError):
+    """A part of a kernel disagrees with the independent gradient it was checked against.
+
+    Attributes:
+        parameters: Names of the parameters concerned.
+        gaps: Relative disagreement of each, dimensionless.
+    """
+
+    def __init__(self, parameters: Sequence[str], gaps: Sequence[float], advice: str) -> None:
+        self.parameters, self.gaps = tuple(parameters), tuple(gaps)
+        rows = ", ".join(f"{p!r} (relative gap {g:.1e})" for p, g in zip(self.parameters, self.gaps))
+        super().__init__(f"The completeness proof failed for {rows}. {advice}")
+
+
+class FileFormatError(MechfeatError, ValueError):
+    """A file is not what mechfeat wrote, or is damaged."""
+
+
+class MissingDependencyError(MechfeatError, ImportError):
+    """An optional package is absent or does not load."""
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = closest(name, known)
+    return f"Closest: {', '.join(near)}. " if near else ""
