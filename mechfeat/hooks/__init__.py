@@ -1,0 +1,25 @@
+"""The hooked model: hook points by name, recording, editing, weights."""
+
+from mechfeat.hooks.cache import ActivationCache
+from mechfeat.hooks.description import Description, PointRow
+from mechfeat.hooks.edits import Ablate, Edit, ProjectOut, Replace, Steer
+from mechfeat.hooks.model import HookedModel, HookRef, hooked, unwrap
+from mechfeat.hooks.names import HookName
+from mechfeat.hooks.weights import Weights
+
+__all__ = [
+    "Ablate",
+    "ActivationCache",
+    "Description",
+    "Edit",
+    "HookName",
+    "HookRef",
+    "HookedModel",
+    "PointRow",
+    "ProjectOut",
+    "Replace",
+    "Steer",
+    "Weights",
+    "hooked",
+    "unwrap",
+]

@@ -1,0 +1,211 @@
+"""The result of one run: hook name → activation."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mechfeat.errors import AmbiguousCallError, GradientError, HookNameError, OptionError, PortError, SelectorError, StaleActivationError
+from mechfeat.features import Samples
+from mechfeat.hooks.names import HookName, numbered
+
+Positions = Literal["all", "mean"] | int | tuple[int, ...] | Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """One recorded tensor.
+
+    Attributes:
+        value: The activation: detached and sharing memory, a copy, or (``grad=True``) the node of the graph.
+        axes: Its axis names.
+        version: Its version number when it was recorded; None where it cannot be overwritten or has no version number.
+    """
+
+    value: Tensor
+    axes: tuple[str, ...]
+    version: int | None
+
+    @property
+    def stale(self) -> bool:
+        """Whether it was overwritten since."""
+        return self.version is not None and self.value._version != self.version
+
+
+class ActivationCache(Mapping[str, Tensor]):
+    """Immutable mapping from hook names to activations, in the order they passed.
+
+    A hook point that fired once is listed without call index, one that fired more often as ``relu#0``, ``relu#1``, ....
+
+    Attributes:
+        unreached: Hook points that a glob selected and this forward pass did not call.
+        skipped: Selected parts that are no tensors, with their type.
+        reached_end: False where recording stopped after the last requested hook point.
+    """
+
+    def __init__(
+        self,
+        captures: Mapping[HookName, Capture],
+        *,
+        unreached: Sequence[str] = (),
+        skipped: Mapping[str, str] = MappingProxyType({}),
+        grad: bool = False,
+        reached_end: bool = True,
+    ) -> None:
+        self._captures = {str(shown): captures[name] for name, shown in numbered(captures)}
+        self._calls: dict[tuple[str, str], int] = {}
+        for name in captures:
+            self._calls[name.path, name.port] = self._calls.get((name.path, name.port), 0) + 1
+        self.unreached, self.skipped, self.reached_end = tuple(unreached), MappingProxyType(dict(skipped)), reached_end
+        self._grad = grad
+
+    def _find(self, text: str) -> tuple[str, Capture]:
+        if text in self._captures:
+            return text, self._captures[text]
+        name = HookName.parse(text)
+        ports = [port for path, port in self._calls if path == name.path and (port == name.port or port.startswith(name.port + "."))]
+        if not ports:
+            raise HookNameError(text, list(self._captures))
+        if len(ports) > 1:
+            raise PortError(text, f"it holds {len(ports)} tensors", [str(HookName(name.path, p)) for p in ports])
+        fired = self._calls[name.path, ports[0]]
+        if name.call is None and fired > 1:
+            raise AmbiguousCallError(str(HookName(name.path, ports[0])), fired)
+        for call in (name.call, None):
+            if call in (None, 0) or fired > 1:
+                key = str(HookName(name.path, ports[0], call))
+                if key in self._captures:
+                    return key, self._captures[key]
+        raise HookNameError(text, list(self._captures))
+
+    def __getitem__(self, name: str) -> Tensor:
+        key, capture = self._find(name)
+        if capture.stale:
+            raise StaleActivationError([key])
+        return capture.value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._captures)
+
+    def __len__(self) -> int:
+        return len(self._captures)
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            self._find(str(name))
+        except LookupError:
+            return False
+        return True
+
+    def __repr__(self) -> str:
+        rows = [f"  {name}  {' '.join(f'{a}={s}' for a, s in zip(c.axes, c.value.shape))}" for name, c in self._captures.items()]
+        notes = [f"  not reached: {', '.join(self.unreached)}"] if self.unreached else []
+        return "\n".join([f"ActivationCache of {len(self)} hook points", *rows, *notes])
+
+    def axes(self, name: str) -> tuple[str, ...]:
+        """Names of the axes of an activation.
+
+        Args:
+            name: Hook name.
+
+        Returns:
+            One name an axis, such as ``("sample", "channel", "height", "width")``.
+        """
+        return self._find(name)[1].axes
+
+    def calls(self, name: str) -> int:
+        """How many calls of a hook point were recorded.
+
+        Args:
+            name: Hook name without call index.
+
+        Returns:
+            The number, 0 for a hook point that is not in the cache.
+        """
+        parsed = HookName.parse(name)
+        return self._calls.get((parsed.path, parsed.port), 0)
+
+    def samples(self, name: str, positions: Positions = "all") -> Samples:
+        """The activation as a table with one row a sample and one column a channel.
+
+        The same call serves convolutions, attention and MLPs: every axis but ``sample`` and ``channel`` is a position.
+
+        Args:
+            name: Hook name.
+            positions: ``"all"`` for one row a position, ``"mean"`` for the mean over positions, an index (one a position
+                axis; negative from the end), or a function from ``[sample *position channel]`` to ``[sample channel]``.
+
+        Returns:
+            Samples that know which input each row came from.
+
+        Raises:
+            SelectorError: The axes are not known to hold a sample and a channel, or an index does not fit.
+            OptionError: ``positions`` is none of the above.
+        """
+        key, capture = self._find(name)
+        axes = capture.axes
+        if "sample" not in axes or "channel" not in axes:
+            raise SelectorError(
+                f"{key!r} has axes {axes}, of which none is known to be the channel. Name them: "
+                f"HookedModel(net, axes={{{str(HookName.parse(key).path)!r}: ('sample', ..., 'channel')}})."
+            )
+        value = self[key]
+        value = value.movedim((axes.index("sample"), axes.index("channel")), (0, -1))
+        spaces = tuple(a for a in axes if a not in ("sample", "channel"))
+        n = value.shape[0]
+        if callable(positions):
+            value = positions(value)
+            if value.ndim != 2 or len(value) != n:
+                raise SelectorError(f"positions() gave shape {tuple(value.shape)} for {key!r}; it must give [sample channel] with {n} samples.")
+        elif positions == "mean":
+            value = value.flatten(1, -2).mean(1) if spaces else value
+        elif positions == "all":
+            per = value[..., 0].numel() // max(n, 1)
+            shape = tuple(capture.value.shape) if axes[0] == "sample" else ()
+            rows = torch.arange(n, device=value.device).repeat_interleave(per)
+            return Samples(value.reshape(-1, value.shape[-1]), rows, key, n, axes, shape)
+        elif isinstance(positions, int | tuple):
+            index = (positions,) if isinstance(positions, int) else positions
+            sizes = value.shape[1:-1]
+            if len(index) != len(sizes) or any(not -s <= i < s for i, s in zip(index, sizes)):
+                raise SelectorError(f"positions={positions!r} does not fit {key!r}, whose position axes are {dict(zip(spaces, sizes))}.")
+            value = value[(slice(None), *index)]
+        else:
+            raise OptionError("positions", positions, ("all", "mean", "an index", "a tuple of indices", "a function"))
+        return Samples(value, torch.arange(n, device=value.device), key, n, axes)
+
+    def gradients(self, scalar: Tensor, *, names: Sequence[str] | None = None, retain_graph: bool = False) -> dict[str, Tensor]:
+        """Gradient of a scalar with respect to recorded activations.
+
+        At an output, the gradient through everything downstream; at an input, through that module alone.
+
+        Args:
+            scalar: Computed from the model's output of the same run.
+            names: Hook names; every floating-point activation by default.
+            retain_graph: Keep the graph, to ask again.
+
+        Returns:
+            Hook name → gradient, in units of the scalar per activation unit; zero where the scalar does not depend on it.
+
+        Raises:
+            GradientError: The run did not keep its graph, or an activation has no gradient.
+            ShapeError: ``scalar`` has more than one element.
+        """
+        from mechfeat.errors import ShapeError
+
+        if not self._grad:
+            raise GradientError("This cache holds values without graph. Record with grad=True to ask for gradients.")
+        if scalar.numel() != 1:
+            raise ShapeError(f"gradients() needs a scalar and was given shape {tuple(scalar.shape)}. Sum or select first, for instance logits[:, 3].sum().")
+        if not scalar.requires_grad:
+            raise GradientError("The scalar does not depend on anything recorded in this run. Compute it from the output of the same run.")
+        chosen = [self._find(n)[0] for n in names] if names is not None else [n for n, c in self._captures.items() if c.value.requires_grad]
+        without = [n for n in chosen if not self._captures[n].value.requires_grad]
+        if without:
+            raise GradientError(f"{', '.join(map(repr, without))} hold {self._captures[without[0]].value.dtype}, which has no gradient.")
+        values = [self[n] for n in chosen]
+        found = torch.autograd.grad(scalar.reshape(()), values, allow_unused=True, retain_graph=retain_graph)
+        return {n: torch.zeros_like(v) if g is None else g for n, v, g in zip(chosen, values, found)}

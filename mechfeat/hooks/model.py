@@ -1,0 +1,305 @@
+"""The hooked model: name hook points, record, edit, restore. Everything else is a function of what it hands out."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mechfeat.errors import DtypeError, UnsupportedModelError
+from mechfeat.hooks.cache import ActivationCache
+from mechfeat.hooks.description import Description, Surveyor, static_description
+from mechfeat.hooks.editor import Editor
+from mechfeat.hooks.edits import Edit, Replace
+from mechfeat.hooks.names import HookName, NamesFilter, patterns
+from mechfeat.hooks.recorder import Memory, Recorder, Stopped
+from mechfeat.hooks.scope import Site
+from mechfeat.hooks.weights import Weights
+
+FwdHooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Tensor | None]]]
+
+
+@dataclass(frozen=True)
+class HookRef:
+    """What a function in ``fwd_hooks`` is told about the hook point it is called at.
+
+    Attributes:
+        name: Hook name.
+    """
+
+    name: str
+
+
+class HookedModel:
+    """Wraps any ``nn.Module`` without owning, copying or changing it.
+
+    Hooks exist only while a run or a ``with`` block is under way, so the module behaves the same with and without the
+    wrapper, and its outputs are bit-equal. One wrapper may be used from several threads.
+
+    Args:
+        module: The model. A compiled model is wrapped through the module inside it.
+        axes: Axis names by hook name, for activations whose axes cannot be told from the module, such as
+            ``{"mixer": ("sample", "channel", "pos")}``.
+
+    Raises:
+        DtypeError: ``module`` is no ``nn.Module``.
+        UnsupportedModelError: Hooks would not fire, or not in this thread.
+
+    Example:
+        >>> torch.manual_seed(0)
+        <torch._C.Generator object at ...>
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> model = HookedModel(net)
+        >>> logits, cache = model.run_with_cache(torch.ones(5, 4), "1")
+        >>> cache["1"].shape, cache.axes("1")
+        (torch.Size([5, 3]), ('sample', 'channel'))
+    """
+
+    def __init__(self, module: "nn.Module | HookedModel", *, axes: Mapping[str, Sequence[str]] | None = None) -> None:
+        if isinstance(module, HookedModel):
+            axes = {**module._axes, **(axes or {})}
+            module = module.module
+        if not isinstance(module, nn.Module):
+            raise DtypeError(f"HookedModel wraps a torch.nn.Module and was given a {type(module).__name__}.")
+        if hasattr(module, "_orig_mod"):
+            raise UnsupportedModelError("This model is compiled: hooks added after compilation are ignored. Wrap the module inside it, HookedModel(model._orig_mod).")
+        if isinstance(module, nn.DataParallel):
+            raise UnsupportedModelError("nn.DataParallel runs copies in other threads, where hooks do not fire. Wrap the module inside it, HookedModel(model.module).")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModelError("A TorchScript model does not call hooks of its submodules. Wrap the eager module it was made from.")
+        self.module = module
+        self._axes = {name: tuple(names) for name, names in (axes or {}).items()}
+        self._memory = Memory()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module itself; edits of an enclosing ``hooks`` block apply."""
+        return self.module(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"HookedModel({type(self.module).__name__}, {len(self.hook_names())} hook points)"
+
+    # --- name
+
+    def hook_names(self) -> list[str]:
+        """Names of the outputs of all modules, in order of definition, and of the points seen in earlier runs.
+
+        Returns:
+            Hook names. Inputs are addressed by ``name:in`` and are not listed.
+        """
+        return [*self._site().names(), *self._memory.points]
+
+    def describe(self, x: Any = None, **kwargs: Any) -> Description:
+        """The table of hook points: name, kind, axes, shape, calls, reached or not.
+
+        Args:
+            x: An input; a tuple is spread over the arguments, a mapping over the keyword arguments. Without it only names
+                and kinds are known. With it the model is called once, in the mode it is in and without gradients.
+            **kwargs: Keyword arguments of the model.
+
+        Returns:
+            A table that prints itself.
+        """
+        site = self._site()
+        if x is None and not kwargs:
+            return static_description(site, tuple(self._memory.points))
+        surveyor = Surveyor(site)
+        with torch.no_grad(), surveyor.open():
+            self._call(x, kwargs)
+        self._memory.points.update(surveyor.points_seen)
+        return surveyor.description()
+
+    @property
+    def weights(self) -> Weights:
+        """The parameters under standard names, as live views."""
+        return Weights(self.module)
+
+    # --- record
+
+    def run_with_cache(
+        self, x: Any, names_filter: NamesFilter = None, *, grad: bool = False, clone: bool | None = None, **kwargs: Any
+    ) -> tuple[Any, ActivationCache]:
+        """Run the model to its end and record.
+
+        Args:
+            x: The input; a tuple is spread over the arguments, a mapping over the keyword arguments.
+            names_filter: Hook names, globs or a predicate; by default the outputs of all modules and points.
+            grad: Keep the graph, so that ``cache.gradients`` works.
+            clone: Copy each value as it is recorded. By default a value is copied unless an earlier run showed that nothing
+                overwrites it; ``False`` copies nothing, and raises where that would have been wrong.
+            **kwargs: Keyword arguments of the model.
+
+        Returns:
+            The model's output, bit-equal to that of a plain call, and the cache.
+
+        Raises:
+            HookNameError: A name matches no hook point.
+            EmptyGlobError: A glob or predicate selects none.
+            PortError: A literal name addresses no single tensor.
+            HookNotReachedError: A hook point asked for by its literal name did not fire.
+            StaleActivationError: A value was overwritten in place, with ``clone=False``.
+            GradientError: ``grad=True`` while gradients are switched off.
+        """
+        return self._record(x, names_filter, kwargs, grad=grad, clone=clone, stop=False)
+
+    def record(self, x: Any, names_filter: NamesFilter = None, *, grad: bool = False, clone: bool | None = None, **kwargs: Any) -> ActivationCache:
+        """Record, and stop the forward pass after the last requested hook point.
+
+        How often a hook point fires is learnt from the first complete run on inputs of the same shape; until then, and for
+        names without call index, the pass runs to its end. ``"conv1#0"`` stops at the first call, always.
+
+        Args:
+            x: The input, as in :meth:`run_with_cache`.
+            names_filter: Hook names, globs or a predicate.
+            grad: Keep the graph.
+            clone: As in :meth:`run_with_cache`.
+            **kwargs: Keyword arguments of the model.
+
+        Returns:
+            The cache. Raises what :meth:`run_with_cache` raises.
+        """
+        return self._record(x, names_filter, kwargs, grad=grad, clone=clone, stop=True)[1]
+
+    # --- edit
+
+    @contextmanager
+    def hooks(self, *edits: Edit, fwd_hooks: FwdHooks = ()) -> Iterator["HookedModel"]:
+        """Edits in place for the duration of a ``with`` block, for calls of the wrapper and of the module alike.
+
+        Args:
+            *edits: Applied in order; blocks nest, the outer one first.
+            fwd_hooks: Pairs of hook name (or predicate over names) and function ``fn(activation, hook=...)``, as in
+                TransformerLens; a function that returns None changes nothing.
+
+        Yields:
+            This model.
+
+        Raises:
+            HookNameError: A name matches no hook point.
+            EditNotFiredError: A forward pass completed inside the block, and an edit was never applied.
+            AmbiguousCallError: A hook point named without call index fired a second time.
+            OptionError: There is nothing to apply.
+        """
+        site = self._site()
+        every = [*edits, *_as_edits(fwd_hooks, self.hook_names())]
+        if not every:
+            from mechfeat.errors import OptionError
+
+            raise OptionError("edits", [], ("at least one edit or forward hook",))
+        editor = Editor(site, every, tuple(self._memory.points))
+        with editor.open():
+            yield self
+        self._memory.points.update(editor.points_seen)
+        editor.check_fired()
+
+    def run_with_hooks(self, x: Any, *edits: Edit, fwd_hooks: FwdHooks = (), **kwargs: Any) -> Any:
+        """Run the model once with edits.
+
+        Args:
+            x: The input, as in :meth:`run_with_cache`.
+            *edits: Applied in order.
+            fwd_hooks: As in :meth:`hooks`.
+            **kwargs: Keyword arguments of the model.
+
+        Returns:
+            The model's output.
+        """
+        with self.hooks(*edits, fwd_hooks=fwd_hooks):
+            return self._call(x, kwargs)
+
+    # --- inside
+
+    def _site(self) -> Site:
+        return Site(self.module, self._axes)
+
+    def _call(self, x: Any, kwargs: Mapping[str, Any]) -> Any:
+        if isinstance(x, tuple):
+            return self.module(*x, **kwargs)
+        if isinstance(x, Mapping):
+            return self.module(**x, **kwargs)
+        return self.module(**kwargs) if x is None else self.module(x, **kwargs)
+
+    def _record(
+        self, x: Any, names_filter: NamesFilter, kwargs: Mapping[str, Any], *, grad: bool, clone: bool | None, stop: bool
+    ) -> tuple[Any, ActivationCache]:
+        site = self._site()
+        requests = patterns(names_filter, [*site.names(), *self._memory.points])
+        signature = (self.module.training, _signature(x), _signature(kwargs))
+        recorder = Recorder(site, requests, self._memory, grad=grad, clone=clone, signature=signature, stop=stop)
+        out = None
+        depths = [(s, s.inside) for s in _enclosing(self.module)]
+        with recorder.open():
+            try:
+                out = self._call(x, kwargs)
+            except Stopped:
+                for scope, depth in depths:  # the unwound pass never reached the end of the root, where they count it out
+                    scope.inside = depth
+        return out, recorder.finish()
+
+
+def _enclosing(module: nn.Module) -> list[Any]:
+    from mechfeat import points
+    from mechfeat.hooks.scope import ModelScope
+
+    return [s for s in points.active() if isinstance(s, ModelScope) and s.site.module is module]
+
+
+def _as_edits(fwd_hooks: FwdHooks, names: Sequence[str]) -> Iterator[Edit]:
+    for name, fn in fwd_hooks:
+        for hook in [n for n in names if name(n)] if callable(name) else [name]:
+            yield Replace(hook, _told(fn, hook))
+
+
+def _told(fn: Callable[..., Tensor | None], name: str) -> Callable[[Tensor], Tensor]:
+    def apply(x: Tensor) -> Tensor:
+        new = fn(x, hook=HookRef(name))
+        return x if new is None else new
+
+    apply.__name__ = getattr(fn, "__name__", type(fn).__name__)
+    return apply
+
+
+def _signature(value: Any) -> object:
+    """Kind of an input: shapes and dtypes of its tensors, and the values of what is no tensor."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype
+    if isinstance(value, tuple | list):
+        return tuple(_signature(v) for v in value)
+    if isinstance(value, Mapping):
+        return tuple((k, _signature(v)) for k, v in value.items())
+    return value if isinstance(value, bool | int | float | str | None) else type(value)
+
+
+def unwrap(model: nn.Module | HookedModel) -> nn.Module:
+    """The module itself, whichever of the two was given.
+
+    Args:
+        model: A module or its wrapper.
+
+    Returns:
+        The module.
+
+    Raises:
+        DtypeError: It is neither.
+    """
+    if isinstance(model, HookedModel):
+        return model.module
+    if isinstance(model, nn.Module):
+        return model
+    raise DtypeError(f"A torch.nn.Module or a HookedModel is needed, and a {type(model).__name__} was given.")
+
+
+def hooked(model: nn.Module | HookedModel) -> HookedModel:
+    """The wrapper, whichever of the two was given.
+
+    Args:
+        model: A module or its wrapper.
+
+    Returns:
+        The wrapper.
+    """
+    return model if isinstance(model, HookedModel) else HookedModel(model)
+
+
+__all__ = ["HookName", "HookRef", "HookedModel", "hooked", "unwrap"]

@@ -1,0 +1,164 @@
+"""Recording: the scope that keeps what passes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mechfeat.errors import GradientError, HookNotReachedError, StaleActivationError
+from mechfeat.hooks.cache import ActivationCache, Capture
+from mechfeat.hooks.names import HookName, Pattern, unknown_name
+from mechfeat.hooks.scope import ModelScope, Site
+
+
+class Stopped(BaseException):
+    """Unwinds the forward pass after the last requested hook point. A BaseException, so that ``except Exception`` in a model lets it through."""
+
+
+class Memory:
+    """What earlier complete runs of a model have shown. It only ever saves work; a run without it is right too.
+
+    Attributes:
+        calls: By kind of input: how often each hook point fires.
+        overwritten: By hook point and mode: whether its value is overwritten in place later in the pass.
+        points: Names given to ``mf.point``.
+    """
+
+    def __init__(self) -> None:
+        self.calls: dict[object, dict[tuple[str, str], int]] = {}
+        self.overwritten: dict[tuple[object, ...], bool] = {}
+        self.points: dict[str, None] = {}
+
+
+class Recorder(ModelScope):
+    """Keeps the selected activations of one forward pass.
+
+    Args:
+        site: The model.
+        requests: What to record.
+        memory: What earlier runs have shown.
+        grad: Keep the graph.
+        clone: Copy every value (True), none (False), or those not known to stay as they are (None).
+        signature: Kind of input, under which call counts are remembered.
+        stop: End the pass after the last requested call, where it is known which that is.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        requests: Sequence[Pattern],
+        memory: Memory,
+        *,
+        grad: bool,
+        clone: bool | None,
+        signature: object,
+        stop: bool,
+    ) -> None:
+        super().__init__(site, requests, tuple(memory.points))
+        self.captures: dict[HookName, Capture] = {}
+        self.skipped: dict[str, str] = {}
+        self._memory, self._grad, self._clone = memory, grad, clone
+        self._watched: dict[HookName, tuple[Tensor, int]] = {}
+        self._reached: set[Pattern] = set()
+        self._signature = signature
+        self._left = self._calls_until_done(memory.calls.get(signature, {})) if stop else None
+        self.ended = False
+        self._mode = (site.module.training, torch.is_grad_enabled())
+        if grad and not torch.is_grad_enabled():
+            raise GradientError("grad=True was asked for while gradients are switched off. Leave the no_grad or inference_mode block.")
+
+    def _calls_until_done(self, counts: dict[tuple[str, str], int]) -> dict[tuple[str, str], int] | None:
+        """How often each requested hook point will fire, or None where that is not known and the pass must run to its end."""
+        left: dict[tuple[str, str], int] = {}
+        for pattern in self.requests:
+            paths = [p for p, ps in self.wanted.items() if pattern in ps]
+            if pattern in self.point_patterns:
+                if not counts and "*" in pattern.path:
+                    return None
+                paths += [p for p in self._memory.points if pattern.matches_path(p)]
+            for path in paths or [pattern.path]:
+                for side in ("in", "out") if pattern.port.startswith("*") else (pattern.port.partition(".")[0],):
+                    if pattern.call not in (None, "*"):
+                        need = int(pattern.call or 0) + 1
+                    elif (path, side) in counts:
+                        need = counts[path, side]
+                    else:
+                        return None
+                    left[path, side] = max(left.get((path, side), 0), need)
+        return {k: v for k, v in left.items() if v}
+
+    def visit(self, x: Tensor, name: HookName, patterns: Sequence[Pattern]) -> Tensor:
+        self._reached.update(patterns)
+        axes = self.site.axes(name, x.ndim)
+        key = (name.path, name.port, *self._mode)
+        known = self._memory.overwritten.get(key)
+        inference = x.is_inference()
+        copy = self._clone if self._clone is not None else known is not False or inference
+        if self._grad and (x.is_floating_point() or x.is_complex()):
+            node = x if x.requires_grad else x.detach().requires_grad_()
+            if name.side == "in":
+                node = node.view_as(node)  # a node of its own, so that its gradient is that of this module's argument alone
+            self.captures[name] = Capture(node, axes, None if copy else node._version)
+            # The network goes on with a copy, so that writing in place cannot change the recorded node or its place in the graph.
+            return node.clone() if copy else node
+        value = x.detach()
+        if copy:
+            self.captures[name] = Capture(value.clone(), axes, None)
+            if not inference:
+                self._watched[name] = (value, value._version)
+        else:
+            self.captures[name] = Capture(value, axes, None if inference else value._version)
+        return x
+
+    def skip(self, value: object, name: HookName) -> None:
+        self.skipped[str(name)] = type(value).__name__
+
+    def passed(self, path: str, side: str) -> None:
+        if self._left is not None and self.calls[path, side] >= self._left.get((path, side), 1 << 62):
+            del self._left[path, side]
+            if not self._left:
+                raise Stopped
+
+    def completed(self) -> None:
+        self.ended = True
+
+    def _listens(self, path: str, side: str) -> bool:
+        return any(p.port.partition(".")[0] in (side, "*") for p in self.wanted.get(path, ()))
+
+    def finish(self) -> ActivationCache:
+        """Check that everything asked for was met, and learn from the run.
+
+        Returns:
+            The cache.
+
+        Raises:
+            HookNameError: A literal name matches no hook point.
+            EmptyGlobError: A glob matches none.
+            HookNotReachedError: A hook point asked for by its literal name did not fire.
+            StaleActivationError: A value was overwritten, and copying was declined or thought unnecessary.
+        """
+        self._memory.points.update(self.points_seen)
+        if self.ended:
+            asked = [(path, side) for path in self.wanted for side in ("in", "out")] + [(p, "out") for p in self.points_seen]
+            counts = self._memory.calls.setdefault(self._signature, {})
+            counts.update({key: self.calls.get(key, 0) for key in asked if key in self.calls or self._listens(*key)})
+        unmatched = self.unmatched()
+        if unmatched:
+            raise unknown_name(unmatched[0], self.known())
+        stale = [name for name, capture in self.captures.items() if capture.stale]
+        for name, capture in self.captures.items():
+            key = (name.path, name.port, *self._mode)
+            if name in self._watched:
+                value, version = self._watched[name]
+                self._memory.overwritten[key] = self._memory.overwritten.get(key, False) or value._version != version
+            elif capture.stale:
+                self._memory.overwritten[key] = True
+        missed = [p for p in self.requests if not p.is_glob and p not in self._reached]
+        if missed:
+            raise HookNotReachedError([p.text for p in missed], [str(n) for n in self.captures])
+        if stale:
+            raise StaleActivationError([str(n) for n in stale])
+        unreached = [str(HookName(path)) for path in self.wanted if (path, "out") not in self.calls and (path, "in") not in self.calls]
+        if not self.captures:
+            raise HookNotReachedError([p.text for p in self.requests], [])
+        return ActivationCache(self.captures, unreached=unreached, skipped=self.skipped, grad=self._grad, reached_end=self.ended)
