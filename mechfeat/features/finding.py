@@ -63,8 +63,9 @@ class Finding(Stored):
         if self.null is None or self.null.numel() == 0:
             return None
         draws = self.null.numel()
-        above = (1 + int((self.null >= self.value).sum())) / (1 + draws)
-        below = (1 + int((self.null <= self.value).sum())) / (1 + draws)
+        # Counting what is not clearly on the harmless side puts NaN, in a draw or in the value, against the finding.
+        above = (1 + int((~(self.null < self.value)).sum())) / (1 + draws)
+        below = (1 + int((~(self.null > self.value)).sum())) / (1 + draws)
         return {"greater": above, "less": below, "two-sided": min(1.0, 2 * min(above, below))}[self.tail]
 
     @property

@@ -6,7 +6,7 @@ No pickle: loading builds only classes registered with :func:`storable`, and run
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from mechfeat.errors import DtypeError, FileFormatError
 _FORMAT = "mechfeat/1"
 _CLASSES: dict[str, type] = {}
 T = TypeVar("T", bound=type)
+S = TypeVar("S", bound="Stored")  # not typing.Self: runtime checkers of single methods cannot resolve it
 
 
 def storable(cls: T) -> T:
@@ -42,7 +43,7 @@ class Stored:
         save(self, path)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls: type[S], path: str | Path) -> S:
         """Read what :meth:`save` wrote. Tensors come back on the CPU, bit for bit.
 
         Args:
@@ -104,11 +105,21 @@ def load(path: str | Path) -> Any:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
         raise FileFormatError(f"{str(path)!r} is not a readable safetensors file: {error}") from error
-    return _decode(json.loads(metadata["value"]), tensors)
+    try:
+        return _decode(json.loads(metadata["value"]), tensors)
+    except FileFormatError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(
+            f"{str(path)!r} has a header that does not describe its tensors ({type(error).__name__}: {error}). "
+            f"It is damaged, or a class in it has changed since."
+        ) from error
 
 
 def _encode(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
     if isinstance(value, Tensor):
+        while where in tensors:  # the keys {"a": {"b"}} and "a.b" meet at one path
+            where += "'"
         tensors[where] = value.detach().cpu().contiguous().clone()  # views that share storage are refused by safetensors
         return {"$tensor": where}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -1,0 +1,1 @@
+"""Slow, literal transcriptions of the formulas, written from their papers and independent of the code they check."""

@@ -1,0 +1,335 @@
+"""Which parameter was used where: capture at the call that receives it.
+
+A function mode sees every torch call of one forward pass. A call that receives a trainable parameter and has a rule is
+tapped: an in-place identity is put on its output, and when the backward pass over activations reaches it, the rule turns the
+gradient there into a factor of the parameter's gradient. Uses are grouped by the identity of the parameter. A parameter's
+factors are handed on when its last use has been reached, and dropped. No weight gradient is ever asked from autograd.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from mechfeat.errors import NondeterministicModelError
+from mechfeat.ntk.factors import Factor
+from mechfeat.ntk.rules import Call, Unfit, Use, rule_for
+
+Sink = Callable[[str, list[Factor]], None]
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters a kernel is over: those that require a gradient, each once, under its first name.
+
+    Args:
+        module: The model.
+
+    Returns:
+        Name and parameter.
+    """
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+class Capture:
+    """One forward pass with its taps, and the backward pass over activations that feeds them.
+
+    Args:
+        module: The model; it is run, and left as it was.
+        n: Number of samples in the batch.
+        banned: Parameters that rules shall leave to the exact path, with the reason.
+
+    Attributes:
+        unfit: Parameters that no rule covers, with the reason.
+        used: Parameters covered by rules, with the names of the functions that received them, in order of the calls.
+        unused: Parameters that no call received.
+        log: What was met, call by call: a fingerprint of the pass.
+    """
+
+    def __init__(self, module: nn.Module, n: int, banned: dict[str, str]) -> None:
+        self.module, self.n = module, n
+        parameters = trainable(module)
+        self.name_of = {id(p): name for name, p in parameters.items()}
+        self.unfit = dict(banned)
+        self.used: dict[str, list[str]] = {}
+        self.log: list[tuple[object, ...]] = []
+        self._owned = frozenset(self.name_of)
+        one = next(iter(parameters.values()))
+        self._anchor = torch.zeros((), requires_grad=True, device=one.device)
+        self._dtype = one.dtype
+        self._taps: list[list[Use]] = []
+        self._shapes: list[tuple[int, ...]] = []
+        self._sink: Sink | None = None
+        self._waiting: dict[int, list[Tensor]] = {}
+        self._open: dict[str, int] = {}
+        self._factors: dict[str, list[Factor]] = {}
+        self._outputs = 0
+
+    @property
+    def unused(self) -> list[str]:
+        """Parameters that no call received."""
+        return [name for name in self.name_of.values() if name not in self.used and name not in self.unfit]
+
+    # --- forward
+
+    def forward(self, x: Any) -> Any:
+        """Run the model and place the taps.
+
+        Args:
+            x: Its input.
+
+        Returns:
+            Its output, with graph.
+        """
+        with torch.enable_grad(), _Watch(self):
+            return self.module(x)
+
+    def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Handle one torch call of the forward pass.
+
+        Args:
+            function: What is called.
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+
+        Returns:
+            What the call returns, tapped where a rule covers it.
+        """
+        owned = [t for t in _tensors((args, kwargs)) if id(t) in self._owned]
+        if not owned:
+            _check_dropout(function, args, kwargs)
+            return function(*args, **kwargs)
+        rule = rule_for(function)
+        out = function(*args, **kwargs)
+        if not any(t.requires_grad for t in _tensors(out)):
+            return out  # a shape, a dtype, or a detached copy: no gradient flows
+        name = getattr(function, "__name__", str(function))
+        if name == "__get__":
+            name = "an attribute such as .T"
+        if rule is None or not isinstance(out, Tensor):
+            return self._give_up(owned, out, f"{name} has no rule")
+        try:
+            uses = rule(Call(args, kwargs, out, self.n, self._owned))
+        except Unfit as reason:
+            return self._give_up(owned, out, f"{name}: {reason}")
+        covered = {id(u.parameter) for u in uses}
+        missed = [t for t in owned if id(t) not in covered]
+        if missed:
+            self._give_up(missed, out, f"{name}: its rule does not cover this argument")
+        for use in uses:
+            self.used.setdefault(self.name_of[id(use.parameter)], []).append(name)
+        self.log.append((name, *(self.name_of[id(u.parameter)] for u in uses), *out.shape[1:]))
+        return self._tap(out, uses)
+
+    def _give_up(self, owned: Iterable[Tensor], out: Any, reason: str) -> Any:
+        for t in owned:
+            self.unfit.setdefault(self.name_of[id(t)], reason)
+            self.log.append((reason, self.name_of[id(t)]))
+        return out
+
+    def _tap(self, out: Tensor, uses: list[Use]) -> Tensor:
+        if out._is_view():
+            out = out.clone()  # an in-place identity on a view would have to rebase the graph of its base
+        self._taps.append(uses)
+        self._shapes.append(tuple(out.shape))
+        tapped: Tensor = _Tap.apply(out, self._anchor, self, len(self._taps) - 1)
+        return tapped
+
+    # --- backward
+
+    def backward(self, y: Float[Tensor, "n o"], sink: Sink) -> None:
+        """Send the unit gradient of every output back through the activations.
+
+        Outputs are batched in one vmapped pass; where an operation has no batching rule, they are sent one by one.
+
+        Args:
+            y: Output of :meth:`forward`, flattened to one axis of outputs.
+            sink: Called once for each parameter that rules cover and the output depends on, with the factors of its uses.
+        """
+        self._sink, self._outputs = sink, y.shape[1]
+        seeds = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)[:, None, :].expand(-1, *y.shape)
+        if y.requires_grad:
+            try:
+                self._reset()
+                self._send(y, seeds, batched=y.shape[1] > 1)
+            except _Deaf as deaf:
+                # Nothing was handed on yet, or it would be counted twice.
+                if deaf.delivered:
+                    raise deaf.__cause__ from None  # type: ignore[misc]
+                self._reset()
+                self._send(y, seeds, batched=False)
+        for name in [n for n, left in self._open.items() if left and self._factors.get(n)]:
+            self._deliver(name)  # some uses do not reach the output
+        self._taps.clear()
+
+    def factors_of_zero(self) -> dict[str, list[Factor]]:
+        """Factors as the backward pass would build them, for one output with gradient zero: their shapes are the plan.
+
+        Returns:
+            Parameter name → factors of its uses.
+        """
+        found: dict[str, list[Factor]] = {}
+        for uses, shape in zip(self._taps, self._shapes):
+            g = torch.zeros((), dtype=self._dtype, device=self._anchor.device).expand(1, *shape)
+            for use in uses:
+                name = self.name_of[id(use.parameter)]
+                if name not in self.unfit:
+                    found.setdefault(name, []).append(use.factor(g))
+        return found
+
+    def _reset(self) -> None:
+        self._waiting.clear()
+        self._factors.clear()
+        self._delivered = False
+        self._open = {}
+        for uses in self._taps:
+            for use in uses:
+                name = self.name_of[id(use.parameter)]
+                if name not in self.unfit:
+                    self._open[name] = self._open.get(name, 0) + 1
+
+    def _send(self, y: Tensor, seeds: Tensor, *, batched: bool) -> None:
+        with _quiet():
+            if not batched:
+                for seed in seeds:
+                    torch.autograd.grad(y, self._anchor, seed, retain_graph=True, allow_unused=True)
+                return
+
+            def one(seed: Tensor) -> Tensor:
+                torch.autograd.grad(y, self._anchor, seed, retain_graph=True, allow_unused=True)
+                return seed.sum()
+
+            try:
+                torch.func.vmap(one)(seeds)
+            except RuntimeError as error:
+                raise _Deaf(self._delivered) from error
+
+    def arrived(self, tap: int, g: Float[Tensor, "o ..."]) -> None:
+        """Take the gradient at a tap, for one or several outputs.
+
+        Args:
+            tap: Which tap.
+            g: The gradients, outputs first.
+        """
+        uses = [u for u in self._taps[tap] if self.name_of[id(u.parameter)] not in self.unfit]
+        if not uses:
+            return
+        parts = self._waiting.setdefault(tap, [])
+        parts.append(g)
+        if sum(len(p) for p in parts) < self._outputs:
+            return
+        g = parts[0] if len(parts) == 1 else torch.cat(parts)
+        del self._waiting[tap]
+        with torch.no_grad():
+            for use in uses:
+                name = self.name_of[id(use.parameter)]
+                self._factors.setdefault(name, []).append(use.factor(g))
+                self._open[name] -= 1
+                if not self._open[name]:
+                    self._deliver(name)
+
+    def _deliver(self, name: str) -> None:
+        assert self._sink is not None
+        self._delivered = True
+        self._open[name] = 0
+        with torch.no_grad():
+            self._sink(name, self._factors.pop(name))
+
+
+class _Deaf(Exception):
+    """The vmapped backward failed."""
+
+    def __init__(self, delivered: bool) -> None:
+        self.delivered = delivered
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, capture: Capture) -> None:
+        super().__init__()
+        self._capture = capture
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        return self._capture.call(func, args, kwargs or {})
+
+
+class _Tap(torch.autograd.Function):
+    """In-place identity: nothing is copied, and in-place operations on the output stay legal. The anchor keeps it on the graph."""
+
+    @staticmethod
+    def forward(x: Tensor, anchor: Tensor, capture: Capture, tap: int) -> Tensor:
+        return x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.mark_dirty(inputs[0])
+        ctx.capture, ctx.tap = inputs[2:]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return _Listen.apply(g, ctx.capture, ctx.tap), None, None, None
+
+
+class _Listen(torch.autograd.Function):
+    """Identity on gradients that shows them with all outputs at once, inside the vmapped backward or outside it."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(g: Tensor, capture: Capture, tap: int) -> Tensor:
+        capture.arrived(tap, g.unsqueeze(0))
+        return g.view_as(g)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:  # pragma: no cover - the gradient is never differentiated again
+        return g, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, g: Tensor, capture: Capture, tap: int) -> tuple[Tensor, int]:
+        g = g.unsqueeze(0).expand(info.batch_size, *g.shape) if in_dims[0] is None else g.movedim(in_dims[0], 0)
+        capture.arrived(tap, g)
+        return g, 0
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for v in value:
+            yield from _tensors(v)
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from _tensors(v)
+
+
+_DROPOUTS = {f"{kind}dropout{d}{end}" for kind in ("", "alpha_", "feature_", "feature_alpha_") for d in ("", "1d", "2d", "3d") for end in ("", "_")}
+
+
+def _check_dropout(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    name = getattr(function, "__name__", "")
+    if name in _DROPOUTS:
+        p = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+        training = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", True))
+    elif name == "scaled_dot_product_attention":
+        p, training = args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0), True
+    else:
+        return
+    if training and p:
+        raise NondeterministicModelError(
+            f"{name} is active (p={p:g}), so two evaluations of the model differ and its kernel is a random variable. Call model.eval(), or set p to 0."
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # An operation without batching rule is looped by torch: right, and slower. The plan is the place to say so.
+        warnings.filterwarnings("ignore", message=".*batching rule.*")
+        yield

@@ -1,0 +1,126 @@
+"""Checks of models and inputs before a kernel is computed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mechfeat.errors import (
+    DeviceError,
+    DtypeError,
+    ModelOutputError,
+    NoParametersError,
+    NondeterministicModelError,
+    NonFiniteError,
+    ShapeError,
+    UnsupportedLayerError,
+)
+from mechfeat.ntk.capture import trainable
+
+
+def check_model(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Check that a kernel over the model's parameters exists.
+
+    Args:
+        module: The model.
+
+    Returns:
+        Its trainable parameters.
+
+    Raises:
+        NoParametersError: There are none.
+        DtypeError: Parameters of several dtypes, or complex ones.
+        DeviceError: Parameters on several devices.
+        NondeterministicModelError: A fused layer draws dropout masks.
+        UnsupportedLayerError: A lazy parameter has no shape yet.
+    """
+    parameters = trainable(module)
+    if not parameters:
+        frozen = sum(1 for _ in module.parameters())
+        raise NoParametersError(
+            f"The model has no trainable parameters ({frozen} frozen), so its tangent kernel is empty. "
+            + ("Set requires_grad on those the kernel shall be over." if frozen else "Give a model with parameters.")
+        )
+    lazy = [n for n, p in parameters.items() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise UnsupportedLayerError(f"Parameter {lazy[0]!r} has no shape yet. Run the model once on an input before asking for its kernel.")
+    dtypes = sorted({str(p.dtype) for p in parameters.values()})
+    if len(dtypes) > 1 or next(iter(parameters.values())).is_complex():
+        raise DtypeError(f"The trainable parameters have {', '.join(dtypes)}. A kernel needs one real dtype; convert with model.to(dtype).")
+    devices = sorted({str(p.device) for p in parameters.values()})
+    if len(devices) > 1:
+        raise DeviceError(f"The trainable parameters are on {', '.join(devices)}. A kernel needs one device; move with model.to(device).")
+    for path, m in module.named_modules():
+        p = getattr(m, "dropout", 0.0)
+        if isinstance(m, nn.MultiheadAttention | nn.RNNBase) and m.training and isinstance(p, float) and p > 0:
+            raise NondeterministicModelError(
+                f"{path or 'the model'} ({type(m).__name__}) has dropout p={p:g} active, so two evaluations of the model differ and its kernel is "
+                f"a random variable. Call model.eval(), or set p to 0."
+            )
+    return parameters
+
+
+def check_input(x: Any, side: str, parameter: nn.Parameter) -> Tensor:
+    """Check a batch.
+
+    Args:
+        x: The batch.
+        side: ``x1`` or ``x2``, for messages.
+        parameter: One of the model's parameters.
+
+    Returns:
+        The batch; outside inference mode, so that autograd may keep it.
+
+    Raises:
+        DtypeError: It is no tensor, or floating-point of another dtype than the model.
+        ShapeError: It has no sample axis or no samples.
+        DeviceError: It is on another device than the model.
+        NonFiniteError: It holds NaN or infinity.
+    """
+    if not isinstance(x, Tensor):
+        raise DtypeError(f"{side} is a {type(x).__name__}. It must be one tensor with samples along its first axis; wrap a model that takes several.")
+    if x.ndim == 0 or x.shape[0] == 0:
+        raise ShapeError(f"{side} has shape {tuple(x.shape)}, which holds no samples. It needs at least one along its first axis.")
+    if x.device != parameter.device:
+        raise DeviceError(f"{side} is on {x.device} and the model on {parameter.device}. Move one of them: x.to({str(parameter.device)!r}).")
+    if x.is_floating_point():
+        if x.dtype != parameter.dtype:
+            raise DtypeError(f"{side} is {x.dtype} and the model {parameter.dtype}. Convert one of them: x.to({parameter.dtype}).")
+        bad = ~torch.isfinite(x).flatten(1).all(1) if x.ndim > 1 else ~torch.isfinite(x)
+        if bool(bad.any()):
+            raise NonFiniteError(f"{side} holds NaN or infinity in {int(bad.sum())} of {len(x)} samples, the first of them number {int(bad.nonzero()[0, 0])}.")
+    if x.is_inference():
+        x = x.clone()
+    return x.detach()
+
+
+def check_output(y: Any, n: int, side: str) -> Tensor:
+    """Check what the model returned, and flatten its outputs to one axis.
+
+    Args:
+        y: The output.
+        n: Number of samples.
+        side: ``x1`` or ``x2``, for messages.
+
+    Returns:
+        ``[n o]``.
+
+    Raises:
+        ModelOutputError: It is no floating-point tensor with one row a sample.
+        NonFiniteError: It holds NaN or infinity.
+    """
+    if not isinstance(y, Tensor):
+        raise ModelOutputError(
+            f"The model returned a {type(y).__name__}; a kernel needs one tensor of outputs. Wrap it in a module that returns the tensor, such as out.logits[:, -1]."
+        )
+    if not y.is_floating_point():
+        raise ModelOutputError(f"The model returned {y.dtype}, which has no gradient. Return its real-valued outputs, before any argmax.")
+    if y.ndim == 0 or y.shape[0] != n:
+        raise ModelOutputError(f"The model returned shape {tuple(y.shape)} for {n} samples of {side}. Its first axis must be the samples.")
+    y = y.reshape(n, -1)
+    if y.shape[1] == 0:
+        raise ModelOutputError("The model returned no outputs (an axis of size 0).")
+    if not bool(torch.isfinite(y).all()):
+        bad = (~torch.isfinite(y).all(1)).nonzero()[:, 0]
+        raise NonFiniteError(f"The model's output holds NaN or infinity for {len(bad)} of {n} samples of {side}, the first of them number {int(bad[0])}.")
+    return y

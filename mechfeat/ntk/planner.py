@@ -1,0 +1,201 @@
+"""What a kernel will cost, and which contraction each parameter gets.
+
+Counts are multiply-adds of what runs. The block order forms each sample's weight gradient; the gram order multiplies the Gram
+matrices of both factors. Neither is best everywhere: with one position the gram order always wins, with many positions and
+a small weight the block order does.
+"""
+
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+from mechfeat.features import storable
+from mechfeat.features.storage import Stored
+from mechfeat.kernels import Outputs
+from mechfeat.kernels.contract import CHUNK_BYTES
+from mechfeat.ntk.factors import Shape
+
+
+def block_macs(s: Shape, outputs: Outputs) -> int:
+    """Multiply-adds of the block order.
+
+    Args:
+        s: Sizes.
+        outputs: What is kept of the outputs.
+
+    Returns:
+        The count.
+    """
+    sides = s.n1 * s.t if s.n1 == s.n2 and s.t == s.s else s.n1 * s.t + s.n2 * s.s
+    return sides * s.o * s.k * s.c + s.n1 * s.n2 * _pairs(s.o, outputs) * s.k * s.c
+
+
+def gram_macs(s: Shape, outputs: Outputs) -> int:
+    """Multiply-adds of the gram order.
+
+    Args:
+        s: Sizes.
+        outputs: What is kept of the outputs.
+
+    Returns:
+        The count; comparing token ids counts one an entry.
+    """
+    return s.n1 * s.n2 * s.t * s.s * ((1 if s.one_hot else s.k) + _pairs(s.o, outputs) * (s.c + 1))
+
+
+def _pairs(o: int, outputs: Outputs) -> int:
+    return o * o if outputs == "full" else o
+
+
+def choose(s: Shape, outputs: Outputs) -> Literal["block", "gram"]:
+    """The cheaper order for one parameter.
+
+    Args:
+        s: Sizes.
+        outputs: What is kept of the outputs.
+
+    Returns:
+        ``block`` or ``gram``.
+    """
+    return "block" if block_macs(s, outputs) < gram_macs(s, outputs) else "gram"
+
+
+def workspace_bytes(s: Shape, outputs: Outputs, method: str, itemsize: int) -> int:
+    """Largest temporary of a contraction, beside its factors and its result.
+
+    Args:
+        s: Sizes.
+        outputs: What is kept of the outputs.
+        method: ``block`` or ``gram``.
+        itemsize: Bytes a number.
+
+    Returns:
+        Bytes.
+    """
+    if method == "block":
+        channel = (s.n1 + s.n2) * s.o * s.k * itemsize
+        return min(max(channel, CHUNK_BYTES), channel * s.c)
+    if s.t == s.s == 1:
+        return s.n1 * s.n2 * itemsize
+    sample = s.t * s.n2 * s.s * itemsize * (1 + (s.o**2 if outputs == "full" else 1))
+    return min(max(sample, CHUNK_BYTES), sample * s.n1)
+
+
+@storable
+@dataclass(frozen=True)
+class PlanRow:
+    """What one parameter costs.
+
+    Attributes:
+        parameter: Its name.
+        function: The torch functions that receive it, or why it goes to the exact path.
+        contraction: ``block``, ``gram``, ``dense`` (a vector, or uses of different kinds), ``exact`` or ``unused``.
+        positions: Positions a sample, all uses together.
+        macs: Multiply-adds of the contraction.
+        bytes: Largest temporary beside the kernel.
+    """
+
+    parameter: str
+    function: str
+    contraction: str
+    positions: int
+    macs: int
+    bytes: int
+
+
+@storable
+@dataclass(frozen=True)
+class Plan(Stored):
+    """What a kernel costs. Prints as a table.
+
+    Attributes:
+        rows: One a parameter.
+        kernel_shape: Shape of the kernel.
+        kernel_bytes: Its size.
+        outputs: What is kept of the outputs.
+        macs_per_second: Rate the prediction is based on, measured once per process.
+    """
+
+    rows: tuple[PlanRow, ...]
+    kernel_shape: tuple[int, ...]
+    kernel_bytes: int
+    outputs: str
+    macs_per_second: float
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of all contractions. The forward and the backward over activations come on top."""
+        return sum(r.macs for r in self.rows)
+
+    @property
+    def seconds(self) -> float:
+        """Predicted seconds of the contractions at the measured rate of a large matrix product."""
+        return self.macs / self.macs_per_second
+
+    @property
+    def peak_bytes(self) -> int:
+        """Kernel, one parameter's part of it, and the largest temporary. Factors of one layer come on top."""
+        return 2 * self.kernel_bytes + max((r.bytes for r in self.rows), default=0)
+
+    def __str__(self) -> str:
+        cells = [("parameter", "function", "contraction", "positions", "MMAC", "MiB")]
+        cells += [(r.parameter, r.function, r.contraction, str(r.positions), f"{r.macs / 1e6:.3g}", f"{r.bytes / 2**20:.3g}") for r in self.rows]
+        widths = [max(len(row[i]) for row in cells) for i in range(6)]
+        lines = ["  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() for row in cells]
+        lines.append(
+            f"kernel {list(self.kernel_shape)} ({self.outputs}), {self.kernel_bytes / 2**20:.3g} MiB; contractions {self.macs / 1e9:.3g} GMAC, "
+            f"{self.seconds:.2g} s at {self.macs_per_second / 1e9:.3g} GMAC/s; peak {self.peak_bytes / 2**20:.3g} MiB beside the factors of one layer"
+        )
+        return "\n".join(lines)
+
+
+@lru_cache(maxsize=16)
+def machine_rate(device: str, dtype: torch.dtype, threads: int) -> float:
+    """Multiply-adds a second of a 512 × 512 matrix product, measured for some milliseconds and remembered for the process.
+
+    Args:
+        device: Device type.
+        dtype: Dtype.
+        threads: Number of threads, part of what is remembered.
+
+    Returns:
+        The rate.
+    """
+    a = torch.ones(512, 512, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - start)
+    return 512**3 / best
+
+
+def row(parameter: str, function: str, shape: Shape | None, size: int, sides: tuple[int, int], o: int, outputs: Outputs, method: str, itemsize: int) -> PlanRow:
+    """A line of the plan.
+
+    Args:
+        parameter: Name of the parameter.
+        function: What receives it, or why it goes to the exact path.
+        shape: Sizes of the outer-product form, if it has one.
+        size: Number of entries of the parameter.
+        sides: Samples of the two sides.
+        o: Outputs.
+        outputs: What is kept of them.
+        method: The contraction.
+        itemsize: Bytes a number.
+
+    Returns:
+        The line.
+    """
+    n1, n2 = sides
+    if method == "unused":
+        return PlanRow(parameter, function, method, 0, 0, 0)
+    if shape is not None and method in ("block", "gram"):
+        macs = block_macs(shape, outputs) if method == "block" else gram_macs(shape, outputs)
+        return PlanRow(parameter, function, method, shape.t, macs, workspace_bytes(shape, outputs, method, itemsize))
+    macs = n1 * n2 * _pairs(o, outputs) * size
+    held = (n1 + n2) * o * size * itemsize
+    return PlanRow(parameter, function, method, 1, macs, held if method == "exact" else min(held, max(CHUNK_BYTES, held // max(size, 1))))

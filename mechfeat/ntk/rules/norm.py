@@ -1,0 +1,68 @@
+"""Scale and shift of ``layer_norm`` and ``batch_norm``: the gradient of the scale is gradient × normalised input."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from mechfeat.errors import SampleInteractionError
+from mechfeat.ntk.factors import Dense
+from mechfeat.ntk.rules.registry import Call, Unfit, Use, register_rule
+
+
+@register_rule(F.layer_norm)
+def layer_norm(call: Call) -> list[Use]:
+    """Normalisation over the last axes."""
+    x, shape = call.args[0], tuple(call.argument(1, "normalized_shape"))
+    w, b, eps = call.argument(2, "weight"), call.argument(3, "bias"), call.argument(4, "eps", 1e-5)
+    size, trailing = math.prod(shape), len(shape)
+    rows = math.prod(x.shape[: x.ndim - trailing])
+    if x.ndim <= trailing or rows % call.n or (x.shape[0] != call.n and x.ndim != trailing + 1):
+        raise Unfit(f"its input of shape {tuple(x.shape)} has no axis of {call.n} samples")
+    x = x.detach()
+
+    def by_sample(g: torch.Tensor) -> torch.Tensor:
+        return g.reshape(g.shape[0], call.n, -1, size)
+
+    uses = []
+    if call.owns(w):
+
+        def scale(g: torch.Tensor) -> Dense:
+            normal = F.layer_norm(x, shape, eps=eps).reshape(call.n, -1, size)
+            return Dense((by_sample(g) * normal).sum(2).transpose(0, 1).unflatten(2, shape))
+
+        uses.append(Use(w, scale))
+    if call.owns(b):
+        uses.append(Use(b, lambda g: Dense(by_sample(g).sum(2).transpose(0, 1).unflatten(2, shape))))
+    return uses
+
+
+@register_rule(F.batch_norm)
+def batch_norm(call: Call) -> list[Use]:
+    """Normalisation by running statistics; batch statistics mix the samples and are refused."""
+    x, mean, var = call.args[0], call.argument(1, "running_mean"), call.argument(2, "running_var")
+    w, b, eps = call.argument(3, "weight"), call.argument(4, "bias"), call.argument(7, "eps", 1e-5)
+    if call.argument(5, "training", False) or mean is None or var is None:
+        raise SampleInteractionError(
+            "batch_norm uses the statistics of the batch, so the output for one sample depends on the others and a per-sample kernel "
+            "is not defined. Call model.eval(), so that it uses its running statistics."
+        )
+    if x.shape[0] != call.n:
+        raise Unfit(f"its input of shape {tuple(x.shape)} has no axis of {call.n} samples")
+    x = x.detach()
+    view = [1, -1] + [1] * (x.ndim - 2)
+
+    def over_space(g: torch.Tensor) -> Dense:
+        return Dense(g.reshape(*g.shape[:3], -1).sum(3).transpose(0, 1))
+
+    uses = []
+    if call.owns(w):
+
+        def scale(g: torch.Tensor) -> Dense:
+            normal = (x - mean.view(view)) * torch.rsqrt(var.view(view) + eps)
+            return over_space(g * normal)
+
+        uses.append(Use(w, scale))
+    if call.owns(b):
+        uses.append(Use(b, over_space))
+    return uses
