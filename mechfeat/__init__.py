@@ -13,7 +13,23 @@ from mechfeat.hooks import Ablate, ActivationCache, HookedModel, ProjectOut, Rep
 from mechfeat.points import point
 
 if TYPE_CHECKING:
-    from mechfeat import bench, circuits, data, errors, evidence, features, hooks, kernels, models, ntk, nulls, plots, probes, report, superposition
+    from mechfeat import (
+        bench,
+        circuits,
+        data,
+        errors,
+        evidence,
+        features,
+        hooks,
+        kernels,
+        models,
+        ntk,
+        nulls,
+        plots,
+        probes,
+        report,
+        superposition,
+    )
 
 __version__ = "0.1.0"
 

@@ -73,6 +73,23 @@ class OptionError(MechfeatError, ValueError):
         super().__init__(f"{option}={found!r} is not known. It can be {', '.join(repr(a) for a in allowed)}.")
 
 
+class DegenerateNullError(OptionError):
+    """A metric cannot differ between the weights and their null, so comparing them says nothing.
+
+    Attributes:
+        metric: The metric asked for.
+        option: Always ``"null"``.
+        found: The null asked for.
+        allowed: Nulls under which the metric varies; empty where the weights leave none.
+    """
+
+    def __init__(self, metric: str, null: str, allowed: tuple[str, ...], reason: str) -> None:
+        super().__init__("null", null, allowed)
+        self.metric = metric
+        advice = f"Use null={' or '.join(map(repr, allowed))}." if allowed else "The metric alone, without a null, still exists."
+        self.args = (f"metric={metric!r} takes one and the same value on every draw of null={null!r}: {reason}. {advice}",)
+
+
 class HookNameError(MechfeatError, LookupError):
     """A name matches no hook point.
 
@@ -85,7 +102,7 @@ class HookNameError(MechfeatError, LookupError):
         self.name, self.known = name, tuple(known)
         super().__init__(
             f"No hook point matches {name!r} among the {len(self.known)} in this model. {_near(name, self.known)}"
-            f"`model.hook_names()` lists them."
+            "`model.hook_names()` lists them."
         )
 
 
@@ -100,8 +117,10 @@ class EmptyGlobError(HookNameError):
     def __init__(self, name: str, known: Sequence[str]) -> None:
         super().__init__(name, known)
         self.args = (
-            f"The pattern {name!r} matches none of the {len(self.known)} hook points in this model. {_near(name, self.known)}"
-            f"`*` stays within one level, `**` crosses levels; `model.hook_names()` lists the names.",
+            (
+                f"The pattern {name!r} matches none of the {len(self.known)} hook points in this model. {_near(name, self.known)}"
+                "`*` stays within one level, `**` crosses levels; `model.hook_names()` lists the names."
+            ),
         )
 
 
@@ -134,8 +153,8 @@ class HookNotReachedError(MechfeatError, RuntimeError):
         super().__init__(
             f"{', '.join(map(repr, self.names))} {many} not reached by this forward pass, which reached "
             f"{len(self.reached)} of the recorded hook points. The module exists, but this input did not call it: "
-            f"it may be skipped, used through its weight alone, or fire fewer times. "
-            f"`model.describe(x)` shows what is reached and how often."
+            "it may be skipped, used through its weight alone, or fire fewer times. "
+            "`model.describe(x)` shows what is reached and how often."
         )
 
 
@@ -151,8 +170,8 @@ class EditNotFiredError(MechfeatError, RuntimeError):
         many = "edit was" if len(self.edits) == 1 else "edits were"
         super().__init__(
             f"{len(self.edits)} {many} never applied: {'; '.join(self.edits)}. A forward pass completed inside the block "
-            f"without calling the hook point, so the result is that of the unedited model. "
-            f"`model.describe(x)` shows what is reached and how often."
+            "without calling the hook point, so the result is that of the unedited model. "
+            "`model.describe(x)` shows what is reached and how often."
         )
 
 
@@ -181,8 +200,8 @@ class StaleActivationError(MechfeatError, RuntimeError):
         self.names = tuple(names)
         super().__init__(
             f"{', '.join(map(repr, self.names))}: overwritten in place after being recorded, so the values are not those that "
-            f"passed the hook point. Record with clone=True, or leave clone unset: it copies what is known to be overwritten, "
-            f"and these names are known from now on."
+            "passed the hook point. Record with clone=True, or leave clone unset: it copies what is known to be overwritten, "
+            "and these names are known from now on."
         )
 
 
@@ -200,6 +219,10 @@ class UnsupportedModelError(MechfeatError, NotImplementedError):
 
 class UnsupportedLayerError(MechfeatError, NotImplementedError):
     """A layer or use of a parameter that a method cannot serve, with the way around it."""
+
+
+class CircuitError(MechfeatError, ValueError):
+    """Two hook points are not connected in the way a circuit method needs."""
 
 
 class ModelOutputError(MechfeatError, TypeError):

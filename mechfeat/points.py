@@ -7,11 +7,12 @@ its own and nobody else's. Outside every scope a point costs one look-up and ret
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 
+@runtime_checkable
 class Scope(Protocol):
     """What listens while a model runs."""
 

@@ -1,1 +1,7 @@
-"""Problems, literal oracles and the harness that verifies a method before it times it."""
+"""Benchmarks: problems, methods, literal oracles, and a harness that verifies before it times."""
+
+from mechfeat.bench.harness import Row, compare, write_rows
+from mechfeat.bench.methods import METHODS, Method
+from mechfeat.bench.problems import PROBLEMS, Problem
+
+__all__ = ["METHODS", "PROBLEMS", "Method", "Problem", "Row", "compare", "write_rows"]

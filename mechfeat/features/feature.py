@@ -14,7 +14,7 @@ from mechfeat.features.storage import Stored, storable
 
 
 @storable
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Feature(Stored):
     """One direction in the activations of a hook point.
 
@@ -40,7 +40,9 @@ class Feature(Stored):
 
     def __post_init__(self) -> None:
         if not bool(torch.isfinite(self.direction).all()):
-            raise NonFiniteError(f"The direction of feature {self.name!r} at {self.hook!r} holds NaN or infinity. A feature needs finite weights.")
+            raise NonFiniteError(
+                f"The direction of feature {self.name!r} at {self.hook!r} holds NaN or infinity. A feature needs finite weights."
+            )
 
     @classmethod
     def neuron(cls, hook: str, channel: int, n_channels: int, *, name: str = "") -> "Feature":
@@ -60,7 +62,9 @@ class Feature(Stored):
         """
         if not 0 <= channel < n_channels:
             raise ShapeError(f"Channel {channel} does not exist at {hook!r}, which has channels 0 to {n_channels - 1}.")
-        return cls(hook, torch.nn.functional.one_hot(torch.tensor(channel), n_channels).to(torch.get_default_dtype()), name or f"{hook}[{channel}]")
+        return cls(
+            hook, torch.nn.functional.one_hot(torch.tensor(channel), n_channels).to(torch.get_default_dtype()), name or f"{hook}[{channel}]"
+        )
 
     @property
     def unit(self) -> Float[Tensor, " channel"]:
@@ -88,7 +92,7 @@ class Feature(Stored):
 
 
 @storable
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeatureSet(Stored):
     """Many directions at one hook point: a dictionary, a basis, the rows of a weight.
 
@@ -112,7 +116,9 @@ class FeatureSet(Stored):
 
     def __post_init__(self) -> None:
         if self.names and len(self.names) != len(self.directions):
-            raise ShapeError(f"{len(self.names)} names for {len(self.directions)} features at {self.hook!r}. Give one name a feature, or none.")
+            raise ShapeError(
+                f"{len(self.names)} names for {len(self.directions)} features at {self.hook!r}. Give one name a feature, or none."
+            )
 
     def __len__(self) -> int:
         return len(self.directions)

@@ -18,7 +18,7 @@ Tail = Literal["greater", "less", "two-sided"]
 
 
 @storable
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Finding(Stored):
     """A value with its evidence.
 
@@ -73,7 +73,13 @@ class Finding(Stored):
         """True where the value stands out from its null (p ≤ 0.05) and is reliable (≥ 0.5). False where either is missing."""
         p = self.p_value
         # NaN compares False with everything, so a statistic that broke is never established.
-        return p is not None and self.reliability is not None and p <= self.alpha and self.reliability >= self.min_reliability and self.value == self.value
+        return (
+            p is not None
+            and self.reliability is not None
+            and p <= self.alpha
+            and self.reliability >= self.min_reliability
+            and self.value == self.value
+        )
 
     def summary(self) -> str:
         """One line: value, interval, n, null, reliability, verdict."""
@@ -89,3 +95,27 @@ class Finding(Stored):
         parts.append("no reliability" if self.reliability is None else f"reliability {self.reliability:.2f}")
         parts.append("established" if self.established else "not established")
         return " | ".join(parts)
+
+
+def signal_share(value: float, null: Float[Tensor, " draw"], standard_error: float) -> float:
+    r"""Reliability of a number: the share of signal in what separates it from its null.
+
+    .. math:: \frac{(v - m)^2}{(v - m)^2 + s^2}
+
+    with m the median of the null and s the standard error. It is 0.5 where the distance is one standard error, and 0.94 at four of them.
+
+    Args:
+        value: The statistic.
+        null: Draws of its null.
+        standard_error: Its standard error over independent repetitions.
+
+    Returns:
+        A share in [0, 1], dimensionless; 0 where there is neither distance nor error.
+
+    Example:
+        >>> import torch
+        >>> signal_share(3.0, torch.tensor([1.0]), 2.0)
+        0.5
+    """
+    distance = (value - float(null.median())) ** 2
+    return distance / (distance + standard_error**2) if distance or standard_error else 0.0

@@ -16,7 +16,7 @@ from mechfeat.features.storage import Stored, storable
 
 
 @storable
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples(Stored):
     """Rows of activations with their origin.
 
@@ -47,10 +47,13 @@ class Samples(Stored):
 
     def __post_init__(self) -> None:
         if len(self.values) != len(self.inputs):
-            raise ShapeError(f"{len(self.values)} rows and {len(self.inputs)} origins at {self.hook!r}. Each row needs the index of its input.")
+            raise ShapeError(
+                f"{len(self.values)} rows and {len(self.inputs)} origins at {self.hook!r}. Each row needs the index of its input."
+            )
         if len(self.inputs) and not 0 <= int(self.inputs.min()) <= int(self.inputs.max()) < self.n_inputs:
             raise ShapeError(
-                f"Origins at {self.hook!r} span {int(self.inputs.min())} to {int(self.inputs.max())}, but there are {self.n_inputs} inputs, counted from 0."
+                f"Origins at {self.hook!r} span {int(self.inputs.min())} to {int(self.inputs.max())}, but there are {self.n_inputs} inputs,"
+                " counted from 0."
             )
 
     def __len__(self) -> int:
@@ -89,7 +92,10 @@ class Samples(Stored):
             ShapeError: Positions were averaged or selected, so the original is not in the table.
         """
         if not self.shape:
-            raise ShapeError(f"The samples of {self.hook!r} were averaged or selected over positions. Take them with positions='all' to restore the activation.")
+            raise ShapeError(
+                f"The samples of {self.hook!r} were averaged or selected over positions. Take them with positions='all' to restore the"
+                " activation."
+            )
         channel = self.axes.index("channel")
         last = [s for i, s in enumerate(self.shape) if i != channel]
         return self.values.view(*last, self.shape[channel]).movedim(-1, channel)

@@ -57,7 +57,9 @@ class Stored:
         """
         value = load(path)
         if not isinstance(value, cls):
-            raise FileFormatError(f"{str(path)!r} holds a {type(value).__name__}, not a {cls.__name__}. Load it with {type(value).__name__}.load.")
+            raise FileFormatError(
+                f"{str(path)!r} holds a {type(value).__name__}, not a {cls.__name__}. Load it with {type(value).__name__}.load."
+            )
         return value
 
 
@@ -100,7 +102,8 @@ def load(path: str | Path) -> Any:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise FileFormatError(
-                    f"{str(path)!r} has format {metadata.get('format')!r}, and this version reads {_FORMAT!r}. It was written by something else or by another version."
+                    f"{str(path)!r} has format {metadata.get('format')!r}, and this version reads {_FORMAT!r}. It was written by something"
+                    " else or by another version."
                 )
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
@@ -112,7 +115,7 @@ def load(path: str | Path) -> Any:
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(
             f"{str(path)!r} has a header that does not describe its tensors ({type(error).__name__}: {error}). "
-            f"It is damaged, or a class in it has changed since."
+            "It is damaged, or a class in it has changed since."
         ) from error
 
 
@@ -125,7 +128,9 @@ def _encode(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         name = type(value).__name__
         if _CLASSES.get(name) is not type(value):
-            raise DtypeError(f"{where} is a {name}, which is not registered for saving. Decorate the class with `mechfeat.features.storable`.")
+            raise DtypeError(
+                f"{where} is a {name}, which is not registered for saving. Decorate the class with `mechfeat.features.storable`."
+            )
         fields = {f.name: _encode(getattr(value, f.name), tensors, f"{where}.{f.name}") for f in dataclasses.fields(value) if f.init}
         return {"$type": name, "fields": fields}
     if isinstance(value, tuple):
@@ -139,7 +144,10 @@ def _encode(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
         return {"$dict": {k: _encode(v, tensors, f"{where}.{k}") for k, v in value.items()}}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise DtypeError(f"{where} is a {type(value).__name__}, which cannot be saved. Tensors, numbers, text, lists, tuples, mappings and registered dataclasses can.")
+    raise DtypeError(
+        f"{where} is a {type(value).__name__}, which cannot be saved. Tensors, numbers, text, lists, tuples, mappings and registered"
+        " dataclasses can."
+    )
 
 
 def _decode(tree: Any, tensors: dict[str, Tensor]) -> Any:

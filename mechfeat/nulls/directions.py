@@ -46,9 +46,7 @@ def random_directions(
     """
     generator = as_generator(generator)
     if n < 0 or n_channels < 1:
-        raise ShapeError(
-            f"{n} directions in {n_channels} channels do not exist. Ask for zero or more directions in at least one channel."
-        )
+        raise ShapeError(f"{n} directions in {n_channels} channels do not exist. Ask for zero or more directions in at least one channel.")
     dtype = torch.get_default_dtype() if dtype is None else dtype
     if not dtype.is_floating_point:
         raise DtypeError(f"dtype={dtype} cannot hold unit vectors. Use a floating dtype such as torch.float32.")

@@ -25,7 +25,7 @@ def as_generator(generator: object) -> torch.Generator:
     if not isinstance(generator, torch.Generator):
         raise DtypeError(
             f"generator is a {type(generator).__name__}, and a null needs a torch.Generator, so that its draws can be "
-            f"repeated. `torch.Generator().manual_seed(0)` makes one."
+            "repeated. `torch.Generator().manual_seed(0)` makes one."
         )
     return generator
 

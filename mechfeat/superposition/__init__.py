@@ -4,7 +4,7 @@
 and an interval.
 """
 
-from mechfeat.superposition.measure import DegenerateNullError, SuperpositionFinding, measure
+from mechfeat.superposition.measure import SuperpositionFinding, measure
 from mechfeat.superposition.metrics import (
     effective_rank,
     feature_dimensionality,
@@ -12,9 +12,9 @@ from mechfeat.superposition.metrics import (
     interference,
     participation_ratio,
 )
+from mechfeat.superposition.reading import read_directions
 
 __all__ = [
-    "DegenerateNullError",
     "SuperpositionFinding",
     "effective_rank",
     "feature_dimensionality",
@@ -22,4 +22,5 @@ __all__ = [
     "interference",
     "measure",
     "participation_ratio",
+    "read_directions",
 ]

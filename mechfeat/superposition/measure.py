@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from mechfeat.errors import DtypeError, NonFiniteError, OptionError, ShapeError
-from mechfeat.features import FeatureSet, Finding, storable
+from mechfeat.errors import DegenerateNullError, DtypeError, NonFiniteError, OptionError, ShapeError
+from mechfeat.features import FeatureSet, Finding, signal_share, storable
 from mechfeat.nulls import random_directions, shuffled_weights
 from mechfeat.superposition.metrics import (
     effective_rank,
@@ -25,9 +25,7 @@ from mechfeat.superposition.metrics import (
     participation_ratio,
 )
 
-Metric = Literal[
-    "features_per_dimension", "effective_rank", "participation_ratio", "mean_dimensionality", "mean_interference"
-]
+Metric = Literal["features_per_dimension", "effective_rank", "participation_ratio", "mean_dimensionality", "mean_interference"]
 Null = Literal["random_directions", "shuffled_weights"]
 
 _METRICS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -41,31 +39,8 @@ _NULLS = ("random_directions", "shuffled_weights")
 _MAX_GROUPS = 256
 
 
-class DegenerateNullError(OptionError):
-    """A metric cannot differ between the weights and their null, so comparing them says nothing.
-
-    Attributes:
-        metric: The metric asked for.
-        option: Always ``"null"``.
-        found: The null asked for.
-        allowed: Nulls under which the metric varies; empty where the weights leave none.
-    """
-
-    def __init__(self, metric: str, null: str, allowed: tuple[str, ...], reason: str) -> None:
-        super().__init__("null", null, allowed)
-        self.metric = metric
-        advice = (
-            f"Use null={' or '.join(map(repr, allowed))}."
-            if allowed
-            else "The metric alone, without a null, still exists."
-        )
-        self.args = (
-            f"metric={metric!r} takes one and the same value on every draw of null={null!r}: {reason}. {advice}",
-        )
-
-
 @storable
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SuperpositionFinding(Finding):
     """How far the features of one hook point are in superposition, against a null.
 
@@ -123,7 +98,7 @@ def measure(
 
     Returns:
         A two-sided finding. ``value`` is in the unit of the metric (dimensionless on these rows). ``reliability`` is
-        ``signal² / (signal² + SE²)`` in [0, 1], signal = value − mean of the null, 0 where both vanish: the share of
+        ``signal² / (signal² + SE²)`` in [0, 1], signal = value − median of the null, 0 where both vanish: the share of
         the squared difference that is not noise of which features were there. It and ``interval`` are None below three
         features, since deleting one then leaves no pair. Tensors are float64 on the device of ``W``.
 
@@ -152,9 +127,7 @@ def measure(
     if null not in _NULLS:
         raise OptionError("null", null, _NULLS)
     if metric == "features_per_dimension" and null == "random_directions":
-        raise DegenerateNullError(
-            metric, null, ("shuffled_weights",), "it depends on row norms alone, and random directions keep them"
-        )
+        raise DegenerateNullError(metric, null, ("shuffled_weights",), "it depends on row norms alone, and random directions keep them")
     if n_null < 1 or n_boot < 1:
         raise ShapeError(f"n_null={n_null} and n_boot={n_boot}: both count draws, and at least one of each is needed.")
     hook, directions = (W.hook, W.directions) if isinstance(W, FeatureSet) else ("", W)
@@ -168,9 +141,7 @@ def measure(
     draws = torch.stack([statistic(_rows(_null_draw(rows, metric, null, generator), metric)) for _ in range(n_null)])
     if n_null > 1 and bool(draws.max() - draws.min() <= 1e-12 * draws.abs().max()):
         other = tuple(o for o in _NULLS if o != null and metric != "features_per_dimension")
-        raise DegenerateNullError(
-            metric, null, other, f"{list(rows.shape)} weights like these leave it nothing to vary"
-        )
+        raise DegenerateNullError(metric, null, other, f"{list(rows.shape)} weights like these leave it nothing to vary")
 
     interval, reliability = None, None
     if len(rows) >= 3:
@@ -178,9 +149,7 @@ def measure(
         chosen = torch.randint(len(pseudo), (n_boot, len(pseudo)), generator=generator).to(pseudo.device)
         ends = pseudo[chosen].mean(-1).quantile(torch.tensor([0.025, 0.975], dtype=pseudo.dtype, device=pseudo.device))
         interval = (ends[0].item(), ends[1].item())
-        signal = (value - draws.mean()).item()
-        total = signal**2 + error**2
-        reliability = signal**2 / total if total > 0 else 0.0
+        reliability = signal_share(value.item(), draws, error)
 
     unit = _at_length_one(rows)
     return SuperpositionFinding(
@@ -205,9 +174,9 @@ def _check(W: Tensor, hook: str) -> None:
         raise DtypeError(f"{where} is of {found}. A measure of superposition needs a floating tensor [feature hidden].")
     if W.ndim != 2 or min(W.shape) < 2:
         raise ShapeError(
-            f"{where} has shape {list(W.shape)}. A measure of superposition needs [feature hidden] with at least two of "
-            f"each: one feature overlaps with none, and in one dimension all directions are one. "
-            f"Measure the instances of a bank one by one."
+            f"{where} has shape {list(W.shape)}. A measure of superposition needs [feature hidden] with at least two "
+            "of each: one feature overlaps with none, and in one dimension all directions are one. "
+            "Measure the instances of a bank one by one."
         )
     if not bool(torch.isfinite(W).all()):
         raise NonFiniteError(f"{where} holds NaN or infinity. `torch.isfinite(W)` shows where.")
@@ -228,16 +197,12 @@ def _rows(W: Tensor, metric: str) -> Tensor:
 
 def _null_draw(rows: Tensor, metric: str, null: str, generator: torch.Generator) -> Tensor:
     if null == "shuffled_weights":
-        return shuffled_weights(
-            rows, generator=generator, within="all" if metric == "features_per_dimension" else "unit"
-        )
+        return shuffled_weights(rows, generator=generator, within="all" if metric == "features_per_dimension" else "unit")
     directions = random_directions(*rows.shape, generator=generator, dtype=rows.dtype, device=rows.device)
     return directions * rows.norm(dim=-1, keepdim=True)
 
 
-def _pseudo_values(
-    rows: Tensor, statistic: Callable[[Tensor], Tensor], value: Tensor, generator: torch.Generator
-) -> tuple[Tensor, float]:
+def _pseudo_values(rows: Tensor, statistic: Callable[[Tensor], Tensor], value: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
     """Jackknife pseudo-values of the statistic, one a group of deleted rows, and the standard error."""
     n = len(rows)
     size = -(-n // _MAX_GROUPS)

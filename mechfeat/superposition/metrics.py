@@ -136,8 +136,7 @@ def effective_rank(
     """
     if not bool(torch.isfinite(W).all()):
         raise NonFiniteError(
-            f"W, of shape {list(W.shape)}, holds NaN or infinity, and its singular values do not exist. "
-            f"`torch.isfinite(W)` shows where."
+            f"W, of shape {list(W.shape)}, holds NaN or infinity, and its singular values do not exist. `torch.isfinite(W)` shows where."
         )
     # torch has no singular values of 16-bit matrices.
     wide = (W / _largest(W)[..., None, None]).to(torch.promote_types(W.dtype, torch.float32))
@@ -186,8 +185,8 @@ def participation_ratio(
 def _check(W: Tensor) -> None:
     if W.ndim < 2 or 0 in W.shape[-2:]:
         raise ShapeError(
-            f"W has shape {list(W.shape)}. Superposition is measured on [feature hidden], after any instance axes, with at "
-            f"least one feature and one hidden dimension."
+            f"W has shape {list(W.shape)}. Superposition is measured on [feature hidden], after any instance axes, "
+            "with at least one feature and one hidden dimension."
         )
 
 

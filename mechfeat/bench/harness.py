@@ -1,0 +1,189 @@
+"""Verify, then time: every method against the oracle on the same input, then interleaved runs, then memory in fresh processes."""
+
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mechfeat.bench.methods import Method
+from mechfeat.bench.oracles import ntk as oracle
+from mechfeat.bench.problems import Problem
+from mechfeat.errors import ProofError
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case: a method on a problem.
+
+    Attributes:
+        problem: Name of the problem.
+        method: Name of the method.
+        shape: Shape of the kernel.
+        dtype: Dtype as text.
+        device: Name of the device.
+        threads: Threads torch used.
+        median: Median seconds of a run.
+        iqr: Interquartile range of the seconds.
+        runs: Number of timed runs.
+        peak_bytes: Growth of the resident high-water mark over the loaded model in a fresh process; None where unknown.
+        error: Largest difference from the float64 oracle, relative to its largest entry.
+        torch: Version of torch.
+        commit: Commit of the code; ``unknown`` outside a checkout.
+        date: UTC date and time.
+    """
+
+    problem: str
+    method: str
+    shape: tuple[int, ...]
+    dtype: str
+    device: str
+    threads: int
+    median: float
+    iqr: float
+    runs: int
+    peak_bytes: int | None
+    error: float
+    torch: str
+    commit: str
+    date: str
+
+
+def compare(problem: Problem, methods: Sequence[Method], *, repeats: int = 7, memory: bool = True, progress: bool = False) -> list[Row]:
+    """Verify and time methods on one problem.
+
+    Args:
+        problem: The problem.
+        methods: The methods, run in turn within each repeat, so that noise of the machine falls on all alike.
+        repeats: Timed runs of each method, after one warm-up.
+        memory: Measure peak memory too, each method in a process of its own.
+        progress: Show a progress bar.
+
+    Returns:
+        One row a method.
+
+    Raises:
+        ProofError: A method is wrong beyond rounding; nothing is timed then.
+    """
+    from tqdm.auto import tqdm
+
+    module, x = problem.build()
+    want = oracle_kernel(*problem.build(torch.float64))
+    errors = {}
+    for m in methods:
+        have = m.run(module, x)  # also the warm-up
+        errors[m.name] = float((have.double() - want).abs().max() / want.abs().max())
+        if not errors[m.name] <= TOLERANCE[x.dtype]:
+            raise ProofError([m.name], [errors[m.name]], f"It is not timed on {problem.name!r}: a wrong answer has no speed.")
+    seconds: dict[str, list[float]] = {m.name: [] for m in methods}
+    for _ in tqdm(range(repeats), desc=problem.name, unit="round", disable=not progress):
+        for m in methods:
+            start = time.perf_counter()
+            m.run(module, x)
+            seconds[m.name].append(time.perf_counter() - start)
+    rows = []
+    for m in methods:
+        quartiles = statistics.quantiles(seconds[m.name], n=4) if repeats > 1 else [0.0, 0.0, 0.0]
+        rows.append(
+            Row(
+                problem=problem.name,
+                method=m.name,
+                shape=tuple(want.shape),
+                dtype=str(x.dtype).removeprefix("torch."),
+                device=f"{platform.machine()} CPU",
+                threads=torch.get_num_threads(),
+                median=statistics.median(seconds[m.name]),
+                iqr=quartiles[2] - quartiles[0],
+                runs=repeats,
+                peak_bytes=peak_bytes(problem, m) if memory else None,
+                error=errors[m.name],
+                torch=torch.__version__,
+                commit=_commit(),
+                date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            )
+        )
+    return rows
+
+
+def oracle_kernel(module: nn.Module, x: Tensor, chunk: int = 8) -> Tensor:
+    """The oracle's kernel, in blocks of samples, so that its Jacobians fit in memory.
+
+    Args:
+        module: The model, in float64.
+        x: A batch.
+        chunk: Samples a block.
+
+    Returns:
+        ``[n o n o]``.
+    """
+    rows = []
+    for a in x.split(chunk):
+        rows.append(torch.cat([torch.stack(list(oracle.empirical_ntk(module, a, b).values())).sum(0) for b in x.split(chunk)], 2))
+    return torch.cat(rows)
+
+
+def peak_bytes(problem: Problem, method: Method) -> int | None:
+    """Peak memory of one run in a fresh process, beyond the loaded model.
+
+    Args:
+        problem: The problem.
+        method: The method.
+
+    Returns:
+        Bytes; None where the system does not tell (only Linux does).
+    """
+    command = [sys.executable, "-m", "mechfeat.bench.memory", problem.name, method.name, str(torch.get_num_threads())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    text = done.stdout.strip().splitlines()[-1]
+    return None if text == "unknown" else int(text)
+
+
+def write_rows(rows: Sequence[Row], path: str | Path) -> None:
+    """Append rows to a file of JSON lines.
+
+    Args:
+        rows: The rows.
+        path: The file; folders are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        for row in rows:
+            file.write(json.dumps(asdict(row)) + "\n")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as text, with ratios to the first.
+
+    Args:
+        rows: Rows of one problem.
+
+    Returns:
+        A table.
+    """
+    first = rows[0]
+    cells = [("method", "median s", "iqr s", "× time", "peak MiB", "× memory", "error")]
+    for r in rows:
+        memory = "–" if r.peak_bytes is None else f"{r.peak_bytes / 2**20:.1f}"
+        ratio = "–" if r.peak_bytes is None or not first.peak_bytes else f"{r.peak_bytes / first.peak_bytes:.1f}"
+        cells.append((r.method, f"{r.median:.4f}", f"{r.iqr:.4f}", f"{r.median / first.median:.1f}", memory, ratio, f"{r.error:.0e}"))
+    widths = [max(len(c[i]) for c in cells) for i in range(len(cells[0]))]
+    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))) for row in cells]
+    return "\n".join([f"{first.problem}, {first.dtype}, {first.threads} threads, {first.runs} runs", *lines])
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"

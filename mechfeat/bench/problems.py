@@ -1,0 +1,56 @@
+"""The models and inputs that are timed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mechfeat.models import DigitsCNN, mlp
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model with an input, made anew from a fixed seed.
+
+    Attributes:
+        name: Name in the results.
+        make: Gives module and batch, in float32 on the CPU.
+    """
+
+    name: str
+    make: Callable[[], tuple[nn.Module, Tensor]]
+
+    def build(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[nn.Module, Tensor]:
+        """Make it.
+
+        Args:
+            dtype: Dtype of parameters and floating-point inputs.
+            device: Where.
+
+        Returns:
+            Module in eval mode, and batch.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            previous = torch.get_default_dtype()
+            torch.set_default_dtype(torch.float32)
+            try:
+                module, x = self.make()
+            finally:
+                torch.set_default_dtype(previous)
+        return module.eval().to(device, dtype), x.to(device, dtype)
+
+
+def _mlp(n: int, *widths: int) -> Callable[[], tuple[nn.Module, Tensor]]:
+    return lambda: (mlp(widths), torch.randn(n, widths[0]))
+
+
+PROBLEMS = {
+    p.name: p
+    for p in (
+        Problem("mlp-784-1024-1024-10 n32", _mlp(32, 784, 1024, 1024, 10)),
+        Problem("digits-cnn n64", lambda: (DigitsCNN(), torch.rand(64, 1, 8, 8))),
+        Problem("mlp-16-32-4 n8", _mlp(8, 16, 32, 4)),
+    )
+}

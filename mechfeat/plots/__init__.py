@@ -1,0 +1,19 @@
+"""Figures: pure functions from a finding to a plotly figure. Nothing is shown, nothing is computed that the finding lacks."""
+
+from mechfeat.plots.features import ablation, projection
+from mechfeat.plots.finding import null_distribution
+from mechfeat.plots.kernels import kernel_heatmap, layer_share, spectrum
+from mechfeat.plots.weights import circuit_weights, contributions, dimensionality, overlaps
+
+__all__ = [
+    "ablation",
+    "circuit_weights",
+    "contributions",
+    "dimensionality",
+    "kernel_heatmap",
+    "layer_share",
+    "null_distribution",
+    "overlaps",
+    "projection",
+    "spectrum",
+]
