@@ -24,7 +24,7 @@ docs:
 	python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 bench:
-	mechfeat bench ntk --threads 1 --out benchmarks/results/ntk.jsonl
+	python benchmarks/bench_ntk.py && python benchmarks/tables.py
 
 tour:
 	mechfeat tour
