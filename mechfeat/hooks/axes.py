@@ -23,7 +23,14 @@ _CHANNEL_FIRST = (
     nn.Upsample,
 )
 _CHANNEL_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)
-_SEQUENCES = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder, nn.TransformerDecoderLayer, nn.MultiheadAttention, nn.RNNBase)
+_SEQUENCES = (
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+    nn.MultiheadAttention,
+    nn.RNNBase,
+)
 
 
 class AxisNamer:

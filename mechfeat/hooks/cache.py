@@ -1,7 +1,7 @@
 """The result of one run: hook name → activation."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -54,11 +54,16 @@ class ActivationCache(Mapping[str, Tensor]):
         skipped: Mapping[str, str] = MappingProxyType({}),
         grad: bool = False,
         reached_end: bool = True,
+        fired: Mapping[tuple[str, str], int] = MappingProxyType({}),
+        alias: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._captures = {str(shown): captures[name] for name, shown in numbered(captures)}
         self._calls: dict[tuple[str, str], int] = {}
         for name in captures:
             self._calls[name.path, name.port] = self._calls.get((name.path, name.port), 0) + 1
+        # Calls that were not recorded count as well: "relu" is ambiguous where relu#0 alone was asked for and relu fires twice.
+        self._fired = {(n.path, n.port): max(self._calls[n.path, n.port], fired.get((n.path, n.side), 0)) for n in captures}
+        self._captures = {str(shown): captures[name] for name, shown in numbered(captures, self._fired)}
+        self._alias = dict(alias)
         self.unreached, self.skipped, self.reached_end = tuple(unreached), MappingProxyType(dict(skipped)), reached_end
         self._grad = grad
 
@@ -66,20 +71,24 @@ class ActivationCache(Mapping[str, Tensor]):
         if text in self._captures:
             return text, self._captures[text]
         name = HookName.parse(text)
+        name = replace(name, path=self._alias.get(name.path, name.path))
         ports = [port for path, port in self._calls if path == name.path and (port == name.port or port.startswith(name.port + "."))]
         if not ports:
-            raise HookNameError(text, list(self._captures))
+            raise self._absent(text)
         if len(ports) > 1:
             raise PortError(text, f"it holds {len(ports)} tensors", [str(HookName(name.path, p)) for p in ports])
-        fired = self._calls[name.path, ports[0]]
+        fired = self._fired[name.path, ports[0]]
         if name.call is None and fired > 1:
             raise AmbiguousCallError(str(HookName(name.path, ports[0])), fired)
-        for call in (name.call, None):
-            if call in (None, 0) or fired > 1:
-                key = str(HookName(name.path, ports[0], call))
-                if key in self._captures:
-                    return key, self._captures[key]
-        raise HookNameError(text, list(self._captures))
+        key = str(HookName(name.path, ports[0], name.call if fired > 1 or name.call else None))
+        if key not in self._captures:
+            raise self._absent(text)
+        return key, self._captures[key]
+
+    def _absent(self, text: str) -> HookNameError:
+        error = HookNameError(text, list(self._captures))
+        error.args = (error.args[0].replace("in this model", "recorded in this cache").replace("`model.hook_names()`", "`list(cache)`"),)
+        return error
 
     def __getitem__(self, name: str) -> Tensor:
         key, capture = self._find(name)
@@ -126,7 +135,7 @@ class ActivationCache(Mapping[str, Tensor]):
             The number, 0 for a hook point that is not in the cache.
         """
         parsed = HookName.parse(name)
-        return self._calls.get((parsed.path, parsed.port), 0)
+        return self._calls.get((self._alias.get(parsed.path, parsed.path), parsed.port), 0)
 
     def samples(self, name: str, positions: Positions = "all") -> Samples:
         """The activation as a table with one row a sample and one column a channel.
@@ -159,7 +168,9 @@ class ActivationCache(Mapping[str, Tensor]):
         if callable(positions):
             value = positions(value)
             if value.ndim != 2 or len(value) != n:
-                raise SelectorError(f"positions() gave shape {tuple(value.shape)} for {key!r}; it must give [sample channel] with {n} samples.")
+                raise SelectorError(
+                    f"positions() gave shape {tuple(value.shape)} for {key!r}; it must give [sample channel] with {n} samples."
+                )
         elif positions == "mean":
             value = value.flatten(1, -2).mean(1) if spaces else value
         elif positions == "all":
@@ -168,7 +179,7 @@ class ActivationCache(Mapping[str, Tensor]):
             rows = torch.arange(n, device=value.device).repeat_interleave(per)
             return Samples(value.reshape(-1, value.shape[-1]), rows, key, n, axes, shape)
         elif isinstance(positions, int | tuple):
-            index = (positions,) if isinstance(positions, int) else positions
+            index: tuple[int, ...] = (positions,) if isinstance(positions, int) else positions
             sizes = value.shape[1:-1]
             if len(index) != len(sizes) or any(not -s <= i < s for i, s in zip(index, sizes)):
                 raise SelectorError(f"positions={positions!r} does not fit {key!r}, whose position axes are {dict(zip(spaces, sizes))}.")
@@ -199,7 +210,10 @@ class ActivationCache(Mapping[str, Tensor]):
         if not self._grad:
             raise GradientError("This cache holds values without graph. Record with grad=True to ask for gradients.")
         if scalar.numel() != 1:
-            raise ShapeError(f"gradients() needs a scalar and was given shape {tuple(scalar.shape)}. Sum or select first, for instance logits[:, 3].sum().")
+            raise ShapeError(
+                f"gradients() needs a scalar and was given shape {tuple(scalar.shape)}. "
+                "Sum or select first, for instance logits[:, 3].sum()."
+            )
         if not scalar.requires_grad:
             raise GradientError("The scalar does not depend on anything recorded in this run. Compute it from the output of the same run.")
         chosen = [self._find(n)[0] for n in names] if names is not None else [n for n, c in self._captures.items() if c.value.requires_grad]

@@ -41,7 +41,7 @@ class Description(Sequence[PointRow]):
     def __init__(self, rows: Sequence[PointRow]) -> None:
         self.rows = tuple(rows)
 
-    def __getitem__(self, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204 - Sequence's two overloads
+    def __getitem__(self, i):  # type: ignore[no-untyped-def]
         return self.rows[i]
 
     def __len__(self) -> int:
@@ -73,6 +73,7 @@ class Surveyor(ModelScope):
         self._rows: dict[tuple[str, str], PointRow] = {}
 
     def visit(self, x: Tensor, name: HookName, patterns: Sequence[Pattern]) -> Tensor:
+        """Take note of shape and call."""
         module = self.site.modules.get(name.path)
         kind = "point" if module is None else type(module).__name__
         dtype = str(x.dtype).removeprefix("torch.")
@@ -85,10 +86,12 @@ class Surveyor(ModelScope):
         """The table.
 
         Returns:
-            Reached hook points in order of execution, then the others.
+            Hook points in order of execution, then those not reached or without a tensor.
         """
-        missing = [p for p in self.site.modules if (p, "out") not in self.calls]
-        return Description([*self._rows.values(), *(PointRow(str(HookName(p)), type(self.site.modules[p]).__name__, calls=0) for p in missing)])
+        shown = {path for path, _ in self._rows}
+        others = [(p, m) for p, m in self.site.modules.items() if p not in shown]  # not reached, or without a tensor in their output
+        rows = [PointRow(str(HookName(p)), type(m).__name__, calls=self.calls.get((p, "out"), 0)) for p, m in others]
+        return Description([*self._rows.values(), *rows])
 
 
 def static_description(site: Site, known_points: Sequence[str]) -> Description:

@@ -1,6 +1,7 @@
 """Editing: the scope that puts other values in place."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -23,24 +24,23 @@ class Editor(ModelScope):
         self._edits = [(edit, site.canonical(Pattern.parse(edit.hook))) for edit in edits]
         super().__init__(site, [pattern for _, pattern in self._edits], known_points)
         self._fired = [0] * len(edits)
-        self._this_pass: set[tuple[int, HookName]] = set()
         self.passes = 0
 
     def visit(self, x: Tensor, name: HookName, patterns: Sequence[Pattern]) -> Tensor:
+        """Apply the edits of this hook point, in order."""
         axes = self.site.axes(name, x.ndim)
         for i, (edit, pattern) in enumerate(self._edits):
             if pattern not in patterns or not pattern.selects(name):
                 continue
             if name.call and self.inside and not pattern.is_glob and pattern.call is None:
                 raise AmbiguousCallError(str(HookName(name.path, name.port)), name.call + 1)
-            x = edit.apply(x, axes)
+            shown = name if pattern.call is not None else replace(name, call=None)
+            x = edit.at(str(shown)).apply(x, axes)
             self._fired[i] += 1
         return x
 
-    def started(self) -> None:
-        self._this_pass.clear()
-
     def completed(self) -> None:
+        """Count the pass; by now every point it has is known."""
         self.passes += 1
         unmatched = self.unmatched()
         if unmatched:

@@ -35,6 +35,17 @@ class Edit:
         object.__setattr__(self, "hook", hook)
         object.__setattr__(self, "where", {axis: _indices(axis, index) for axis, index in where.items()})
 
+    def at(self, name: str) -> "Edit":
+        """The edit as it applies at one hook point.
+
+        Args:
+            name: Hook name, where ``hook`` may be a glob.
+
+        Returns:
+            Itself, unless the edit depends on where it is.
+        """
+        return self
+
     def changed(self, x: Tensor, axes: tuple[str, ...]) -> Tensor:
         """The activation this edit would put in place of ``x`` everywhere, before the selection.
 
@@ -78,7 +89,9 @@ class Edit:
         mask = torch.ones((1,) * x.ndim, dtype=torch.bool, device=x.device)
         for axis, indices in self.where.items():
             if axis not in axes:
-                raise SelectorError(f"{self} selects by {axis!r}, but the activation at this hook point has axes {dict(zip(axes, x.shape))}.")
+                raise SelectorError(
+                    f"{self} selects by {axis!r}, but the activation at this hook point has axes {dict(zip(axes, x.shape))}."
+                )
             i = axes.index(axis)
             wrong = [k for k in indices if not -x.shape[i] <= k < x.shape[i]]
             if wrong:
@@ -112,6 +125,7 @@ class Ablate(Edit):
     """
 
     def changed(self, x: Tensor, axes: tuple[str, ...]) -> Tensor:
+        """Zero."""
         return torch.zeros_like(x)
 
 
@@ -133,6 +147,7 @@ class Steer(Edit):
         object.__setattr__(self, "scale", scale)
 
     def changed(self, x: Tensor, axes: tuple[str, ...]) -> Tensor:
+        """The activation plus the scaled direction."""
         return x + self.scale * _along_channels(self, self.direction, x, axes)
 
     def _options(self) -> list[str]:
@@ -141,25 +156,29 @@ class Steer(Edit):
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class ProjectOut(Edit):
-    """Removes the component along a direction from every selected position.
+    """Removes the component along a direction from every selected position, or sets it to one level everywhere.
 
     Attributes:
         direction: The direction; its length does not matter, and a zero direction removes nothing.
+        level: What the component becomes, in activation units; its mean over a data set gives mean ablation.
     """
 
     direction: Float[Tensor, " channel"]
+    level: float
 
-    def __init__(self, hook: str, direction: Direction, **where: Index) -> None:
+    def __init__(self, hook: str, direction: Direction, level: float = 0.0, **where: Index) -> None:
         super().__init__(hook, **where)
         d = direction.direction if isinstance(direction, Feature) else direction
         object.__setattr__(self, "direction", torch.nn.functional.normalize(d, dim=0, eps=torch.finfo(d.dtype).tiny))
+        object.__setattr__(self, "level", level)
 
     def changed(self, x: Tensor, axes: tuple[str, ...]) -> Tensor:
+        """The activation with ``level`` along the direction."""
         unit = _along_channels(self, self.direction, x, axes)
-        return x - (x * unit).sum(axes.index("channel"), keepdim=True) * unit
+        return x - ((x * unit).sum(axes.index("channel"), keepdim=True) - self.level) * unit
 
     def _options(self) -> list[str]:
-        return [f"direction[{len(self.direction)}]"]
+        return [f"direction[{len(self.direction)}]", *([f"level={self.level:g}"] if self.level else [])]
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -179,6 +198,7 @@ class Replace(Edit):
         object.__setattr__(self, "fn", fn)
 
     def changed(self, x: Tensor, axes: tuple[str, ...]) -> Tensor:
+        """What the function gives."""
         return self.fn(x)
 
     def _options(self) -> list[str]:
@@ -198,8 +218,13 @@ def _indices(axis: str, index: Any) -> tuple[int, ...]:
 
 def _along_channels(edit: Edit, direction: Tensor, x: Tensor, axes: tuple[str, ...]) -> Tensor:
     if "channel" not in axes:
-        raise SelectorError(f"{edit} needs the channel axis, and the axes here are {axes}. Name it: HookedModel(net, axes={{{edit.hook!r}: (..., 'channel', ...)}}).")
+        raise SelectorError(
+            f"{edit} needs the channel axis, and the axes here are {axes}. "
+            f"Name it: HookedModel(net, axes={{{edit.hook!r}: (..., 'channel', ...)}})."
+        )
     i = axes.index("channel")
     if len(direction) != x.shape[i]:
-        raise ShapeError(f"{edit} has {len(direction)} channels, and the activation has {x.shape[i]}. Take the direction at this hook point.")
+        raise ShapeError(
+            f"{edit} has {len(direction)} channels, and the activation has {x.shape[i]}. Take the direction at this hook point."
+        )
     return direction.to(x).view([-1 if k == i else 1 for k in range(x.ndim)])

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mechfeat.errors import DtypeError, UnsupportedModelError
+from mechfeat import points
+from mechfeat.errors import DtypeError, EmptyGlobError, UnsupportedModelError
 from mechfeat.hooks.cache import ActivationCache
 from mechfeat.hooks.description import Description, Surveyor, static_description
 from mechfeat.hooks.editor import Editor
 from mechfeat.hooks.edits import Edit, Replace
 from mechfeat.hooks.names import HookName, NamesFilter, patterns
 from mechfeat.hooks.recorder import Memory, Recorder, Stopped
-from mechfeat.hooks.scope import Site
+from mechfeat.hooks.scope import ModelScope, Site
 from mechfeat.hooks.weights import Weights
 
 FwdHooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Tensor | None]]]
@@ -32,11 +33,23 @@ class HookRef:
     name: str
 
 
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class ForwardHook(Replace):
+    """A function ``fn(activation, hook=...)`` as TransformerLens takes it; None changes nothing."""
+
+    def at(self, name: str) -> "ForwardHook":
+        return ForwardHook(self.hook, _told(self.fn, name), **self.where)
+
+
 class HookedModel:
     """Wraps any ``nn.Module`` without owning, copying or changing it.
 
     Hooks exist only while a run or a ``with`` block is under way, so the module behaves the same with and without the
     wrapper, and its outputs are bit-equal. One wrapper may be used from several threads.
+
+    One model differs by rounding: in eval mode without gradients, ``nn.TransformerEncoderLayer`` takes a fused path that calls
+    no submodule, and torch leaves it as soon as a hook is attached. ``torch.backends.mha.set_fastpath_enabled(False)`` makes
+    both runs take the same path.
 
     Args:
         module: The model. A compiled model is wrapped through the module inside it.
@@ -64,13 +77,21 @@ class HookedModel:
         if not isinstance(module, nn.Module):
             raise DtypeError(f"HookedModel wraps a torch.nn.Module and was given a {type(module).__name__}.")
         if hasattr(module, "_orig_mod"):
-            raise UnsupportedModelError("This model is compiled: hooks added after compilation are ignored. Wrap the module inside it, HookedModel(model._orig_mod).")
+            raise UnsupportedModelError(
+                "This model is compiled: hooks added after compilation are ignored. "
+                "Wrap the module inside it, HookedModel(model._orig_mod)."
+            )
         if isinstance(module, nn.DataParallel):
-            raise UnsupportedModelError("nn.DataParallel runs copies in other threads, where hooks do not fire. Wrap the module inside it, HookedModel(model.module).")
+            raise UnsupportedModelError(
+                "nn.DataParallel runs copies in other threads, where hooks do not fire. "
+                "Wrap the module inside it, HookedModel(model.module)."
+            )
         if isinstance(module, torch.jit.ScriptModule):
-            raise UnsupportedModelError("A TorchScript model does not call hooks of its submodules. Wrap the eager module it was made from.")
-        self.module = module
-        self._axes = {name: tuple(names) for name, names in (axes or {}).items()}
+            raise UnsupportedModelError(
+                "A TorchScript model does not call hooks of its submodules. Wrap the eager module it was made from."
+            )
+        self.module: nn.Module = module
+        self._axes: dict[str, tuple[str, ...]] = {name: tuple(names) for name, names in (axes or {}).items()}
         self._memory = Memory()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -127,7 +148,8 @@ class HookedModel:
             names_filter: Hook names, globs or a predicate; by default the outputs of all modules and points.
             grad: Keep the graph, so that ``cache.gradients`` works.
             clone: Copy each value as it is recorded. By default a value is copied unless an earlier run showed that nothing
-                overwrites it; ``False`` copies nothing, and raises where that would have been wrong.
+                overwrites it; ``False`` copies only what cannot be watched (inference mode, leaves
+                of a graph), and raises where that would have been wrong.
             **kwargs: Keyword arguments of the model.
 
         Returns:
@@ -143,7 +165,9 @@ class HookedModel:
         """
         return self._record(x, names_filter, kwargs, grad=grad, clone=clone, stop=False)
 
-    def record(self, x: Any, names_filter: NamesFilter = None, *, grad: bool = False, clone: bool | None = None, **kwargs: Any) -> ActivationCache:
+    def record(
+        self, x: Any, names_filter: NamesFilter = None, *, grad: bool = False, clone: bool | None = None, **kwargs: Any
+    ) -> ActivationCache:
         """Record, and stop the forward pass after the last requested hook point.
 
         How often a hook point fires is learnt from the first complete run on inputs of the same shape; until then, and for
@@ -177,6 +201,7 @@ class HookedModel:
 
         Raises:
             HookNameError: A name matches no hook point.
+            EmptyGlobError: A glob or predicate selects none.
             EditNotFiredError: A forward pass completed inside the block, and an edit was never applied.
             AmbiguousCallError: A hook point named without call index fired a second time.
             OptionError: There is nothing to apply.
@@ -228,7 +253,7 @@ class HookedModel:
         signature = (self.module.training, _signature(x), _signature(kwargs))
         recorder = Recorder(site, requests, self._memory, grad=grad, clone=clone, signature=signature, stop=stop)
         out = None
-        depths = [(s, s.inside) for s in _enclosing(self.module)]
+        depths = [(s, s.inside) for s in points.active() if isinstance(s, ModelScope)]
         with recorder.open():
             try:
                 out = self._call(x, kwargs)
@@ -238,17 +263,13 @@ class HookedModel:
         return out, recorder.finish()
 
 
-def _enclosing(module: nn.Module) -> list[Any]:
-    from mechfeat import points
-    from mechfeat.hooks.scope import ModelScope
-
-    return [s for s in points.active() if isinstance(s, ModelScope) and s.site.module is module]
-
-
 def _as_edits(fwd_hooks: FwdHooks, names: Sequence[str]) -> Iterator[Edit]:
     for name, fn in fwd_hooks:
-        for hook in [n for n in names if name(n)] if callable(name) else [name]:
-            yield Replace(hook, _told(fn, hook))
+        hooks = [n for n in names if name(n)] if callable(name) else [name]
+        if not hooks:
+            raise EmptyGlobError("fwd_hooks", names)
+        for hook in hooks:
+            yield ForwardHook(hook, fn)  # type: ignore[arg-type] # None is filled in by at()
 
 
 def _told(fn: Callable[..., Tensor | None], name: str) -> Callable[[Tensor], Tensor]:

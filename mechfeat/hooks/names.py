@@ -1,7 +1,7 @@
 """Hook names: ``path[:port][#call]``, their patterns, and which names a request selects."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -67,6 +67,7 @@ class Pattern:
         path: Path part.
         port: Port part, ``out`` by default.
         call: Call index as text, ``*`` for every call, None if not given.
+        chosen: Whether a predicate selected it; such a name is one of a set, as those of a glob are.
 
     Example:
         >>> p = Pattern.parse("layer2.**.conv1")
@@ -78,6 +79,7 @@ class Pattern:
     path: str
     port: str = "out"
     call: str | None = None
+    chosen: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "Pattern":
@@ -100,8 +102,11 @@ class Pattern:
 
     @property
     def is_glob(self) -> bool:
-        """Whether path or port hold a ``*``. (A call ``*`` still names one hook point.)"""
-        return "*" in self.path or "*" in self.port
+        """Whether it is one name among a set: path or port hold a ``*``, or a predicate selected it.
+
+        A call ``*`` still names one hook point.
+        """
+        return self.chosen or "*" in self.path or "*" in self.port
 
     def matches_path(self, path: str) -> bool:
         """Whether a path is selected.
@@ -171,7 +176,7 @@ def patterns(request: NamesFilter, names: Sequence[str]) -> list[Pattern]:
     if isinstance(request, str):
         return [Pattern.parse(request)]
     texts: Iterable[str] = [n for n in names if request(n)] if callable(request) else request
-    found = [Pattern.parse(t) for t in dict.fromkeys(texts)]
+    found = [replace(Pattern.parse(t), chosen=callable(request)) for t in dict.fromkeys(texts)]
     if not found:
         raise EmptyGlobError("names_filter" if callable(request) else "[]", names)
     return found
@@ -212,19 +217,15 @@ def unknown_name(pattern: Pattern, known: Sequence[str]) -> HookNameError:
     return EmptyGlobError(pattern.text, known) if pattern.is_glob else HookNameError(pattern.text, known)
 
 
-def numbered(names: Iterable[HookName]) -> Iterator[tuple[HookName, HookName]]:
+def numbered(names: Iterable[HookName], fired: Mapping[tuple[str, str], int]) -> Iterator[tuple[HookName, HookName]]:
     """Drop the call index of names that fired once.
 
     Args:
         names: Names with call index.
+        fired: How often each path and port fired, recorded or not.
 
     Yields:
         Each name as given, and as it is shown.
     """
-    names = list(names)
-    fired: dict[tuple[str, str], int] = {}
     for name in names:
-        fired[name.path, name.port] = fired.get((name.path, name.port), 0) + 1
-    for name in names:
-        single = fired[name.path, name.port] == 1 and name.call == 0
-        yield name, replace(name, call=None) if single else name
+        yield name, replace(name, call=None) if fired[name.path, name.port] == 1 else name

@@ -1,18 +1,21 @@
 """Recording: the scope that keeps what passes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from mechfeat.errors import GradientError, HookNotReachedError, StaleActivationError
 from mechfeat.hooks.cache import ActivationCache, Capture
-from mechfeat.hooks.names import HookName, Pattern, unknown_name
+from mechfeat.hooks.names import HookName, Pattern, numbered, unknown_name
 from mechfeat.hooks.scope import ModelScope, Site
 
 
 class Stopped(BaseException):
-    """Unwinds the forward pass after the last requested hook point. A BaseException, so that ``except Exception`` in a model lets it through."""
+    """Unwinds the forward pass after the last requested hook point.
+
+    A BaseException, so that ``except Exception`` in a model lets it through.
+    """
 
 
 class Memory:
@@ -56,7 +59,7 @@ class Recorder(ModelScope):
     ) -> None:
         super().__init__(site, requests, tuple(memory.points))
         self.captures: dict[HookName, Capture] = {}
-        self.skipped: dict[str, str] = {}
+        self.skipped: dict[HookName, str] = {}
         self._memory, self._grad, self._clone = memory, grad, clone
         self._watched: dict[HookName, tuple[Tensor, int]] = {}
         self._reached: set[Pattern] = set()
@@ -75,7 +78,7 @@ class Recorder(ModelScope):
             if pattern in self.point_patterns:
                 if not counts and "*" in pattern.path:
                     return None
-                paths += [p for p in self._memory.points if pattern.matches_path(p)]
+                paths += [p for p in tuple(self._memory.points) if pattern.matches_path(p)]
             for path in paths or [pattern.path]:
                 for side in ("in", "out") if pattern.port.startswith("*") else (pattern.port.partition(".")[0],):
                     if pattern.call not in (None, "*"):
@@ -88,16 +91,21 @@ class Recorder(ModelScope):
         return {k: v for k, v in left.items() if v}
 
     def visit(self, x: Tensor, name: HookName, patterns: Sequence[Pattern]) -> Tensor:
+        """Keep a value; with ``grad=True`` hand on what may be overwritten without harm to it."""
         self._reached.update(patterns)
         axes = self.site.axes(name, x.ndim)
         key = (name.path, name.port, *self._mode)
         known = self._memory.overwritten.get(key)
         inference = x.is_inference()
-        copy = self._clone if self._clone is not None else known is not False or inference
+        # Without version numbers nothing would tell that a value was overwritten, so inference mode copies whatever was asked.
+        copy = inference or (self._clone if self._clone is not None else known is not False)
         if self._grad and (x.is_floating_point() or x.is_complex()):
+            copy = copy or not x.requires_grad  # torch refuses to write in place on a leaf, so the network cannot go on with one
             node = x if x.requires_grad else x.detach().requires_grad_()
             if name.side == "in":
-                node = node.view_as(node)  # a node of its own, so that its gradient is that of this module's argument alone
+                # A node of its own, so that its gradient is that of this module's argument alone. Where it must last, it is no
+                # view either: a view follows what is written to x.
+                node = node.clone() if copy else node.view_as(node)
             self.captures[name] = Capture(node, axes, None if copy else node._version)
             # The network goes on with a copy, so that writing in place cannot change the recorded node or its place in the graph.
             return node.clone() if copy else node
@@ -111,19 +119,26 @@ class Recorder(ModelScope):
         return x
 
     def skip(self, value: object, name: HookName) -> None:
-        self.skipped[str(name)] = type(value).__name__
+        """Note the type of what is no tensor."""
+        self.skipped[name] = type(value).__name__
 
     def passed(self, path: str, side: str) -> None:
+        """Stop the forward pass where nothing more is to come."""
         if self._left is not None and self.calls[path, side] >= self._left.get((path, side), 1 << 62):
             del self._left[path, side]
             if not self._left:
                 raise Stopped
 
     def completed(self) -> None:
+        """Note that all calls of this pass were seen."""
         self.ended = True
 
     def _listens(self, path: str, side: str) -> bool:
         return any(p.port.partition(".")[0] in (side, "*") for p in self.wanted.get(path, ()))
+
+    def _shown(self, names: Iterable[HookName]) -> list[str]:
+        names = list(names)
+        return [str(shown) for _, shown in numbered(names, {(n.path, n.port): self.calls[n.path, n.side] for n in names})]
 
     def finish(self) -> ActivationCache:
         """Check that everything asked for was met, and learn from the run.
@@ -155,10 +170,18 @@ class Recorder(ModelScope):
                 self._memory.overwritten[key] = True
         missed = [p for p in self.requests if not p.is_glob and p not in self._reached]
         if missed:
-            raise HookNotReachedError([p.text for p in missed], [str(n) for n in self.captures])
+            raise HookNotReachedError([p.text for p in missed], self._shown(self.captures))
         if stale:
-            raise StaleActivationError([str(n) for n in stale])
+            raise StaleActivationError(self._shown(stale))
         unreached = [str(HookName(path)) for path in self.wanted if (path, "out") not in self.calls and (path, "in") not in self.calls]
         if not self.captures:
             raise HookNotReachedError([p.text for p in self.requests], [])
-        return ActivationCache(self.captures, unreached=unreached, skipped=self.skipped, grad=self._grad, reached_end=self.ended)
+        return ActivationCache(
+            self.captures,
+            unreached=unreached,
+            skipped=dict(zip(self._shown(self.skipped), self.skipped.values())),
+            grad=self._grad,
+            reached_end=self.ended,
+            fired=self.calls,
+            alias=self.site.alias,
+        )

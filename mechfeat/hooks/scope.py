@@ -5,9 +5,12 @@ hooks of the user stay untouched. A hook body returns at once unless its scope i
 threads that run the same model meanwhile see nothing.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import torch
@@ -70,7 +73,7 @@ class Site:
             The request under the path that hook names use.
         """
         first = self.alias.get(pattern.path)
-        return pattern if first is None else Pattern(pattern.text, first, pattern.port, pattern.call)
+        return pattern if first is None else replace(pattern, path=first)
 
     def names(self) -> list[str]:
         """Hook names of the outputs of all modules, in order of definition."""
@@ -133,10 +136,11 @@ class ModelScope:
         with ExitStack() as handles:
             with _REGISTRATION:
                 root = self.site.module
-                handles.callback(root.register_forward_pre_hook(self._root_enters).remove)
+                # First of all, so that a pass which fails in another pre-hook was counted in before it is counted out.
+                handles.callback(root.register_forward_pre_hook(self._root_enters, prepend=True).remove)
                 for path, patterns in self.wanted.items():
                     module = self.site.modules[path]
-                    sides = {Pattern(p.text, p.path, p.port).port.partition(".")[0] for p in patterns}
+                    sides = {p.port.partition(".")[0] for p in patterns}
                     if sides & {"in", "*"}:
                         handles.callback(module.register_forward_pre_hook(self._enters(path), with_kwargs=True).remove)
                     if sides & {"out", "*"}:
@@ -176,6 +180,8 @@ class ModelScope:
 
     def _root_enters(self, module: nn.Module, args: Any) -> None:
         if points.is_active(self):
+            if self.inside:  # a recursive call, or what an interrupt left behind: torch counts out passes that end in an Exception alone
+                self.inside = _under_way(module) - 1
             if not self.inside:
                 self.calls.clear()
                 self.started()
@@ -199,7 +205,8 @@ class ModelScope:
         return hook
 
     def _enters(self, path: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        # Without kwargs where another thread runs this hook while it is registered or removed: torch keeps the two tables apart.
+        def hook(module: nn.Module, args: Any, kwargs: Any = None) -> Any:
             if not points.is_active(self):
                 return None
             # The arguments are one value: in.0, in.1, ... by place, in.name by keyword; a single tensor is "in" itself.
@@ -236,13 +243,31 @@ class ModelScope:
                         f"{name} was reached inside a torch.func transform (vmap, grad, jvp), where tensors lack their batch axis. "
                         f"Record or edit in a plain call of the model."
                     )
-                new = self.visit(part, name, chosen)
-                if new is not part:
-                    changed[place] = new
+                # What torch's encoder uses inside for padded batches has no shape; it is seen as the dense tensor with zeros as padding.
+                dense = part.to_padded_tensor(0.0) if part.is_nested else part
+                new = self.visit(dense, name, chosen)
+                if new is dense:
+                    continue
+                if part.is_nested:
+                    raise UnsupportedModelError(
+                        f"{name} holds a nested tensor, which can be recorded without graph, but not edited. "
+                        f"Build the encoder with enable_nested_tensor=False."
+                    )
+                changed[place] = new
             if changed:
                 value = substitute(value, changed, side)
         self.passed(path, side)
         return value
+
+
+def _under_way(module: nn.Module) -> int:
+    """How many calls of a module are on the stack."""
+    count = 0
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        count += frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals["self"] is module
+        frame = frame.f_back
+    return count
 
 
 def _check_port(pattern: Pattern, side: str, parts: Sequence[tuple[str, Any]], tensors: Sequence[str]) -> None:
@@ -253,4 +278,6 @@ def _check_port(pattern: Pattern, side: str, parts: Sequence[tuple[str, Any]], t
         return
     kinds = ", ".join(f"{place}: {type(part).__name__}" for place, part in parts) or "nothing"
     whole = f"{pattern.path}:{asked}" if asked != "out" else pattern.path or ":out"
-    raise PortError(whole, f"there {'is' if len(parts) == 1 else 'are'} {kinds}", [str(HookName(pattern.path, t)) for t in (hits or tensors)])
+    raise PortError(
+        whole, f"there {'is' if len(parts) == 1 else 'are'} {kinds}", [str(HookName(pattern.path, t)) for t in (hits or tensors)]
+    )

@@ -57,6 +57,9 @@ class Weights(Mapping[str, Tensor]):
             raise error
         return table[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._table()
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._table())
 
