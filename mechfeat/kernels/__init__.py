@@ -5,6 +5,6 @@ The gradient of output ``o`` of sample ``n`` with respect to one weight is a sum
 :func:`dense` takes gradients that are already there.
 """
 
-from mechfeat.kernels.contract import Outputs, Right, block, dense, gram, kernel_shape
+from mechfeat.kernels.contract import Other, Outputs, Right, block, dense, gram, kernel_shape
 
-__all__ = ["Outputs", "Right", "block", "dense", "gram", "kernel_shape"]
+__all__ = ["Other", "Outputs", "Right", "block", "dense", "gram", "kernel_shape"]

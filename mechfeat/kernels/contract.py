@@ -12,6 +12,7 @@ from torch import Tensor
 
 Outputs = Literal["full", "trace", "diagonal"]
 Right = Float[Tensor, "n t k"] | Int[Tensor, "n t"]
+Other = Float[Tensor, "m s k"] | Int[Tensor, "m s"]  # the same of the second side
 
 CHUNK_BYTES = 128 << 20  # largest temporary of one contraction; the last-level cache is far smaller, so larger chunks gain nothing
 
@@ -32,9 +33,9 @@ def kernel_shape(n1: int, n2: int, o: int, outputs: Outputs) -> tuple[int, ...]:
 
 
 def dense(J1: Float[Tensor, "n o p"], J2: Float[Tensor, "m o p"], outputs: Outputs) -> Float[Tensor, "..."]:
-    """Kernel of gradients that are there as vectors.
+    r"""Kernel of gradients that are there as vectors.
 
-    .. math:: Θ_{no,mp} = \\langle J_{no}, J'_{mp} \\rangle
+    .. math:: Θ_{no,mp} = \langle J_{no}, J'_{mp} \rangle
 
     Args:
         J1: Gradients of the first side.
@@ -52,7 +53,7 @@ def dense(J1: Float[Tensor, "n o p"], J2: Float[Tensor, "m o p"], outputs: Outpu
         >>> dense(J, J, "trace")
         tensor([[5.]])
     """
-    J1, J2 = _widen(J1), _widen(J2)
+    J1, J2 = widen(J1), widen(J2)
     (n, o, _), m = J1.shape, len(J2)
     if outputs == "full":
         return (J1.flatten(0, 1) @ J2.flatten(0, 1).T).view(n, o, m, o)
@@ -62,7 +63,7 @@ def dense(J1: Float[Tensor, "n o p"], J2: Float[Tensor, "m o p"], outputs: Outpu
 
 
 def block(
-    left1: Float[Tensor, "n o t c"], right1: Right, left2: Float[Tensor, "m o s c"], right2: Right, outputs: Outputs
+    left1: Float[Tensor, "n o t c"], right1: Right, left2: Float[Tensor, "m o s c"], right2: Other, outputs: Outputs
 ) -> Float[Tensor, "..."]:
     """Kernel by way of each sample's weight gradient, a few output channels at a time.
 
@@ -82,7 +83,7 @@ def block(
         ``(n + m) o t k c + n m o² k c`` multiply-adds (full), ``o`` times fewer in the second term otherwise; at most
         128 MiB of gradients are held at a time, or one channel's if that is more.
     """
-    left1, left2 = _widen(left1), _widen(left2)
+    left1, left2 = widen(left1), widen(left2)
     right1, right2 = _rows(right1, right2, left1.dtype)
     (n, o, _, c), m, k = left1.shape, len(left2), right1.shape[-1]
     step = max(1, CHUNK_BYTES // max(1, (n + m) * o * k * left1.element_size()))
@@ -96,11 +97,11 @@ def block(
 
 
 def gram(
-    left1: Float[Tensor, "n o t c"], right1: Right, left2: Float[Tensor, "m o s c"], right2: Right, outputs: Outputs
+    left1: Float[Tensor, "n o t c"], right1: Right, left2: Float[Tensor, "m o s c"], right2: Other, outputs: Outputs
 ) -> Float[Tensor, "..."]:
-    """Kernel by way of the Gram matrices of both factors; no weight gradient is ever formed.
+    r"""Kernel by way of the Gram matrices of both factors; no weight gradient is ever formed.
 
-    .. math:: Θ_{no,mp} = \\textstyle\\sum_{ts} \\langle r_{nt}, r'_{ms} \\rangle \\langle l_{not}, l'_{mps} \\rangle
+    .. math:: Θ_{no,mp} = \textstyle\sum_{ts} \langle r_{nt}, r'_{ms} \rangle \langle l_{not}, l'_{mps} \rangle
 
     Best at a single position, always; and where positions are few against the size of the weight.
 
@@ -118,7 +119,7 @@ def gram(
         ``n m (t s k + o² t s (c + 1))`` multiply-adds (full), ``o`` times fewer in the second term otherwise; at most 128 MiB
         of Gram entries are held at a time, or one sample's if that is more.
     """
-    left1, left2 = _widen(left1), _widen(left2)
+    left1, left2 = widen(left1), widen(left2)
     (n, o, t, _), (m, _, s, _) = left1.shape, left2.shape
     if t == s == 1:
         A = _right_gram(right1, right2, left1.dtype)[:, 0, :, 0]
@@ -145,23 +146,31 @@ def gram(
     return kernel
 
 
-def _widen(x: Tensor) -> Tensor:
+def widen(x: Tensor) -> Tensor:
+    """Half precision as float32, everything else as it is.
+
+    Args:
+        x: Factors or gradients.
+
+    Returns:
+        A tensor to accumulate in.
+    """
     # A Gram of 4096 half-precision products overflows, and sums of thousands of them lose three digits.
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _right_gram(right1: Right, right2: Right, dtype: torch.dtype) -> Float[Tensor, "n t m s"]:
+def _right_gram(right1: Right, right2: Other, dtype: torch.dtype) -> Float[Tensor, "n t m s"]:
     if right1.is_floating_point():
-        return einsum(_widen(right1), _widen(right2), "n t k, m s k -> n t m s")
+        return einsum(widen(right1), widen(right2), "n t k, m s k -> n t m s")
     return (right1[:, :, None, None] == right2).to(dtype)
 
 
-def _rows(right1: Right, right2: Right, dtype: torch.dtype) -> tuple[Float[Tensor, "n t k"], Float[Tensor, "m s k"]]:
+def _rows(right1: Right, right2: Other, dtype: torch.dtype) -> tuple[Float[Tensor, "n t k"], Float[Tensor, "m s k"]]:
     """One-hot rows over the ids that occur; the others have no gradient."""
     if right1.is_floating_point():
-        return _widen(right1), _widen(right2)
+        return widen(right1), widen(right2)
     ids, where = torch.cat([right1.flatten(), right2.flatten()]).unique(return_inverse=True)
-    hot = torch.nn.functional.one_hot(where, len(ids)).to(dtype)
-    first = hot[: right1.numel()].view(*right1.shape, -1)
+    hot = torch.nn.functional.one_hot(where, max(1, len(ids))).to(dtype)
+    first = hot[: right1.numel()].view(*right1.shape, hot.shape[1])
     same = right1 is right2
-    return first, first if same else hot[right1.numel() :].view(*right2.shape, -1)
+    return first, first if same else hot[right1.numel() :].view(*right2.shape, hot.shape[1])

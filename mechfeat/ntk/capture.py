@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mechfeat.errors import NondeterministicModelError
+from mechfeat.errors import NondeterministicModelError, SampleInteractionError
 from mechfeat.ntk.factors import Factor
 from mechfeat.ntk.rules import Call, Unfit, Use, rule_for
 
@@ -63,11 +63,13 @@ class Capture:
         self._dtype = one.dtype
         self._taps: list[list[Use]] = []
         self._shapes: list[tuple[int, ...]] = []
+        self._stored: list[tuple[list[Use], Tensor, int]] = []
         self._sink: Sink | None = None
         self._waiting: dict[int, list[Tensor]] = {}
         self._open: dict[str, int] = {}
         self._factors: dict[str, list[Factor]] = {}
         self._outputs = 0
+        self._done: set[str] = set()
 
     @property
     def unused(self) -> list[str]:
@@ -86,7 +88,12 @@ class Capture:
             Its output, with graph.
         """
         with torch.enable_grad(), _Watch(self):
-            return self.module(x)
+            y = self.module(x.clone())  # a model may overwrite its input
+        for uses, t, version in self._stored:
+            if t._version != version:
+                self._give_up([u.parameter for u in uses], None, "an argument of its call is overwritten in place later")
+        self._stored.clear()
+        return y
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Handle one torch call of the forward pass.
@@ -100,8 +107,9 @@ class Capture:
             What the call returns, tapped where a rule covers it.
         """
         owned = [t for t in _tensors((args, kwargs)) if id(t) in self._owned]
+        _check_dropout(function, args, kwargs)
+        _check_statistics(function, args, kwargs)
         if not owned:
-            _check_dropout(function, args, kwargs)
             return function(*args, **kwargs)
         rule = rule_for(function)
         out = function(*args, **kwargs)
@@ -123,7 +131,9 @@ class Capture:
         for use in uses:
             self.used.setdefault(self.name_of[id(use.parameter)], []).append(name)
         self.log.append((name, *(self.name_of[id(u.parameter)] for u in uses), *out.shape[1:]))
-        return self._tap(out, uses)
+        tapped = self._tap(out, uses)
+        self._stored += [(uses, t, t._version) for t in _tensors((args, kwargs)) if not t.is_inference()]
+        return tapped
 
     def _give_up(self, owned: Iterable[Tensor], out: Any, reason: str) -> Any:
         for t in owned:
@@ -156,40 +166,43 @@ class Capture:
             try:
                 self._reset()
                 self._send(y, seeds, batched=y.shape[1] > 1)
-            except _Deaf as deaf:
-                # Nothing was handed on yet, or it would be counted twice.
-                if deaf.delivered:
-                    raise deaf.__cause__ from None  # type: ignore[misc]
-                self._reset()
+            except _Deaf:
+                self._reset()  # what was handed on is complete, and is not handed on again
                 self._send(y, seeds, batched=False)
         for name in [n for n, left in self._open.items() if left and self._factors.get(n)]:
             self._deliver(name)  # some uses do not reach the output
         self._taps.clear()
 
-    def factors_of_zero(self) -> dict[str, list[Factor]]:
+    def factors_of_zero(self, y: Tensor) -> dict[str, list[Factor]]:
         """Factors as the backward pass would build them, for one output with gradient zero: their shapes are the plan.
+
+        Args:
+            y: Output of :meth:`forward`.
 
         Returns:
             Parameter name → factors of its uses.
         """
         found: dict[str, list[Factor]] = {}
-        for uses, shape in zip(self._taps, self._shapes):
+        reached = _taps_behind(y)
+        for tap, (uses, shape) in enumerate(zip(self._taps, self._shapes)):
+            if tap not in reached:
+                continue
             g = torch.zeros((), dtype=self._dtype, device=self._anchor.device).expand(1, *shape)
             for use in uses:
                 name = self.name_of[id(use.parameter)]
                 if name not in self.unfit:
                     found.setdefault(name, []).append(use.factor(g))
+        self._taps.clear()
         return found
 
     def _reset(self) -> None:
         self._waiting.clear()
         self._factors.clear()
-        self._delivered = False
         self._open = {}
         for uses in self._taps:
             for use in uses:
                 name = self.name_of[id(use.parameter)]
-                if name not in self.unfit:
+                if name not in self.unfit and name not in self._done:
                     self._open[name] = self._open.get(name, 0) + 1
 
     def _send(self, y: Tensor, seeds: Tensor, *, batched: bool) -> None:
@@ -206,7 +219,7 @@ class Capture:
             try:
                 torch.func.vmap(one)(seeds)
             except RuntimeError as error:
-                raise _Deaf(self._delivered) from error
+                raise _Deaf from error
 
     def arrived(self, tap: int, g: Float[Tensor, "o ..."]) -> None:
         """Take the gradient at a tap, for one or several outputs.
@@ -215,7 +228,7 @@ class Capture:
             tap: Which tap.
             g: The gradients, outputs first.
         """
-        uses = [u for u in self._taps[tap] if self.name_of[id(u.parameter)] not in self.unfit]
+        uses = [u for u in self._taps[tap] if self.name_of[id(u.parameter)] in self._open]
         if not uses:
             return
         parts = self._waiting.setdefault(tap, [])
@@ -234,7 +247,7 @@ class Capture:
 
     def _deliver(self, name: str) -> None:
         assert self._sink is not None
-        self._delivered = True
+        self._done.add(name)
         self._open[name] = 0
         with torch.no_grad():
             self._sink(name, self._factors.pop(name))
@@ -242,9 +255,6 @@ class Capture:
 
 class _Deaf(Exception):
     """The vmapped backward failed."""
-
-    def __init__(self, delivered: bool) -> None:
-        self.delivered = delivered
 
 
 class _Watch(TorchFunctionMode):
@@ -309,7 +319,24 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(v)
 
 
-_DROPOUTS = {f"{kind}dropout{d}{end}" for kind in ("", "alpha_", "feature_", "feature_alpha_") for d in ("", "1d", "2d", "3d") for end in ("", "_")}
+def _taps_behind(y: Tensor) -> set[int]:
+    """The taps that an output depends on."""
+    found: set[int] = set()
+    seen, todo = set(), [y.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if type(node).__name__ == "_TapBackward":
+            found.add(node.tap)  # type: ignore[attr-defined]
+        todo += [n for n, _ in node.next_functions]
+    return found
+
+
+_DROPOUTS = {
+    f"{kind}dropout{d}{end}" for kind in ("", "alpha_", "feature_", "feature_alpha_") for d in ("", "1d", "2d", "3d") for end in ("", "_")
+}
 
 
 def _check_dropout(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -323,8 +350,23 @@ def _check_dropout(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         return
     if training and p:
         raise NondeterministicModelError(
-            f"{name} is active (p={p:g}), so two evaluations of the model differ and its kernel is a random variable. Call model.eval(), or set p to 0."
+            f"{name} is active (p={p:g}), so two evaluations of the model differ and its kernel is a random variable. Call "
+            "model.eval(), or set p to 0."
         )
+
+
+def _check_statistics(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if function is not torch.nn.functional.batch_norm:
+        return
+    mean, var, _, _, training = (args[i] if len(args) > i else kwargs.get(name) for i, name in enumerate(_BATCH_NORM, 1))
+    if training or mean is None or var is None:
+        raise SampleInteractionError(
+            "batch_norm uses the statistics of the batch, so the output for one sample depends on the others and a per-sample kernel "
+            "is not defined. Call model.eval(), so that it uses its running statistics."
+        )
+
+
+_BATCH_NORM = ("running_mean", "running_var", "weight", "bias", "training")
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from mechfeat.errors import (
     DeviceError,
     DtypeError,
     ModelOutputError,
-    NoParametersError,
     NondeterministicModelError,
     NonFiniteError,
+    NoParametersError,
     ShapeError,
     UnsupportedLayerError,
 )
@@ -54,8 +54,8 @@ def check_model(module: nn.Module) -> dict[str, nn.Parameter]:
         p = getattr(m, "dropout", 0.0)
         if isinstance(m, nn.MultiheadAttention | nn.RNNBase) and m.training and isinstance(p, float) and p > 0:
             raise NondeterministicModelError(
-                f"{path or 'the model'} ({type(m).__name__}) has dropout p={p:g} active, so two evaluations of the model differ and its kernel is "
-                f"a random variable. Call model.eval(), or set p to 0."
+                f"{path or 'the model'} ({type(m).__name__}) has dropout p={p:g} active, so two evaluations of the model differ "
+                "and its kernel is a random variable. Call model.eval(), or set p to 0."
             )
     return parameters
 
@@ -78,17 +78,24 @@ def check_input(x: Any, side: str, parameter: nn.Parameter) -> Tensor:
         NonFiniteError: It holds NaN or infinity.
     """
     if not isinstance(x, Tensor):
-        raise DtypeError(f"{side} is a {type(x).__name__}. It must be one tensor with samples along its first axis; wrap a model that takes several.")
+        raise DtypeError(
+            f"{side} is a {type(x).__name__}. It must be one tensor with samples along its first axis; wrap a model that takes several."
+        )
     if x.ndim == 0 or x.shape[0] == 0:
         raise ShapeError(f"{side} has shape {tuple(x.shape)}, which holds no samples. It needs at least one along its first axis.")
     if x.device != parameter.device:
-        raise DeviceError(f"{side} is on {x.device} and the model on {parameter.device}. Move one of them: x.to({str(parameter.device)!r}).")
+        raise DeviceError(
+            f"{side} is on {x.device} and the model on {parameter.device}. Move one of them: x.to({str(parameter.device)!r})."
+        )
     if x.is_floating_point():
         if x.dtype != parameter.dtype:
             raise DtypeError(f"{side} is {x.dtype} and the model {parameter.dtype}. Convert one of them: x.to({parameter.dtype}).")
         bad = ~torch.isfinite(x).flatten(1).all(1) if x.ndim > 1 else ~torch.isfinite(x)
         if bool(bad.any()):
-            raise NonFiniteError(f"{side} holds NaN or infinity in {int(bad.sum())} of {len(x)} samples, the first of them number {int(bad.nonzero()[0, 0])}.")
+            raise NonFiniteError(
+                f"{side} holds NaN or infinity in {int(bad.sum())} of {len(x)} samples, the first of them number "
+                f"{int(bad.nonzero()[0, 0])}."
+            )
     if x.is_inference():
         x = x.clone()
     return x.detach()
@@ -111,7 +118,8 @@ def check_output(y: Any, n: int, side: str) -> Tensor:
     """
     if not isinstance(y, Tensor):
         raise ModelOutputError(
-            f"The model returned a {type(y).__name__}; a kernel needs one tensor of outputs. Wrap it in a module that returns the tensor, such as out.logits[:, -1]."
+            f"The model returned a {type(y).__name__}; a kernel needs one tensor of outputs. Wrap it in a module that "
+            "returns the tensor, such as out.logits[:, -1]."
         )
     if not y.is_floating_point():
         raise ModelOutputError(f"The model returned {y.dtype}, which has no gradient. Return its real-valued outputs, before any argmax.")
@@ -122,5 +130,7 @@ def check_output(y: Any, n: int, side: str) -> Tensor:
         raise ModelOutputError("The model returned no outputs (an axis of size 0).")
     if not bool(torch.isfinite(y).all()):
         bad = (~torch.isfinite(y).all(1)).nonzero()[:, 0]
-        raise NonFiniteError(f"The model's output holds NaN or infinity for {len(bad)} of {n} samples of {side}, the first of them number {int(bad[0])}.")
+        raise NonFiniteError(
+            f"The model's output holds NaN or infinity for {len(bad)} of {n} samples of {side}, the first of them number {int(bad[0])}."
+        )
     return y

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mechfeat.errors import OptionError, ProofError, ShapeError, UnsupportedLayerError
+from mechfeat.errors import MechfeatError, OptionError, ProofError, ShapeError, UnsupportedLayerError
 from mechfeat.hooks import HookedModel, unwrap
 from mechfeat.kernels import Outputs, dense, kernel_shape
 from mechfeat.ntk import planner, proof
@@ -20,7 +20,7 @@ from mechfeat.ntk.capture import Capture
 from mechfeat.ntk.checks import check_input, check_model, check_output
 from mechfeat.ntk.factors import Choose, Factor, Shape, contract, shape_of
 from mechfeat.ntk.fallback import jacobian
-from mechfeat.ntk.fingerprint import Proved, fingerprint
+from mechfeat.ntk.fingerprint import Proved, fingerprint, repeatable
 from mechfeat.ntk.planner import Plan, PlanRow
 from mechfeat.ntk.result import Coverage, NTKResult
 
@@ -86,42 +86,50 @@ def empirical_ntk(
                 [1., 2.]])
     """
     module = unwrap(model)
-    for option, value, allowed in (
-        ("outputs", outputs, ("full", "trace", "diagonal")),
-        ("method", method, ("auto", "block", "gram", "jacobian")),
-        ("prove", prove, ("once", "always", "never")),
-    ):
-        if value not in allowed:
-            raise OptionError(option, value, allowed)
+    _check_options(outputs, method, prove)
     parameters = check_model(module)
     one = next(iter(parameters.values()))
     xs = (check_input(x1, "x1", one),) if x2 is None else (check_input(x1, "x1", one), check_input(x2, "x2", one))
     job = _Job(module, parameters, xs, outputs, method, layerwise, seed)
     with torch.inference_mode(False):
-        state = job.run({name: "method='jacobian'" for name in parameters} if method == "jacobian" else {})
-        known = PROVED.get(state.key) if prove == "once" else None
-        failed: dict[str, str] = {}
+        state = job.run(dict.fromkeys(parameters, "method='jacobian'") if method == "jacobian" else {})
+        remember = repeatable(module)
+        known = PROVED.get(state.key) if prove == "once" and remember else None
+        failed: dict[str, float] = {}
         if known:
-            state, failed = job.run(known), known
+            state, failed = job.run(_reasons(known)), known
         found: dict[str, float] = {}
         if prove == "always" or (prove == "once" and known is None):
             key = state.key
             state, found, failed = job.proved(state, strict)
-            PROVED.put(key, failed)
+            if remember:
+                PROVED.put(key, failed)
     unfit = {n: r for n, r in state.unfit.items() if n not in failed and method != "jacobian"}
     if strict and unfit:
         raise UnsupportedLayerError(
-            "strict=True, and no rule covers " + ", ".join(f"{n!r} ({r})" for n, r in unfit.items()) + ". Leave strict off to compute these parameters by "
+            "strict=True, and no rule covers "
+            + ", ".join(f"{n!r} ({r})" for n, r in unfit.items())
+            + ". Leave strict off to compute these parameters by "
             "autograd, or register a rule with mechfeat.ntk.register_rule."
         )
     if strict and failed:
-        raise ProofError(list(failed), [found.get(n, float("inf")) for n in failed], "Leave strict off to compute these parameters by autograd.")
+        raise ProofError(list(failed), list(failed.values()), "Leave strict off to compute these parameters by autograd.")
     coverage = tuple(replace(c, gap=found.get(c.parameter)) for c in state.coverage)
-    settings = {"method": method, "prove": prove, "seed": seed, "dtype": str(one.dtype), "device": str(one.device), "n_outputs": state.o, "tf32": _tf32()}
+    settings = {
+        "method": method,
+        "prove": prove,
+        "seed": seed,
+        "dtype": str(one.dtype),
+        "device": str(one.device),
+        "n_outputs": state.o,
+        "tf32": _tf32(),
+    }
     return NTKResult(state.kernel, outputs, state.layers if layerwise else None, state.plan, coverage, prove != "never", settings)
 
 
-def plan(model: nn.Module | HookedModel, x1: Tensor, x2: Tensor | None = None, *, outputs: Outputs = "full", method: Method = "auto") -> Plan:
+def plan(
+    model: nn.Module | HookedModel, x1: Tensor, x2: Tensor | None = None, *, outputs: Outputs = "full", method: Method = "auto"
+) -> Plan:
     """What a kernel would cost: contraction, multiply-adds and memory of each parameter. The kernel is not computed.
 
     Args:
@@ -134,18 +142,31 @@ def plan(model: nn.Module | HookedModel, x1: Tensor, x2: Tensor | None = None, *
     Returns:
         A plan, which prints as a table.
 
+    Raises what :func:`empirical_ntk` raises before it computes.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
         >>> [(r.parameter, r.contraction, r.macs) for r in plan(net, torch.ones(4, 8)).rows]
         [('0.weight', 'gram', 1216), ('0.bias', 'dense', 1024), ('2.weight', 'gram', 448), ('2.bias', 'dense', 128)]
     """
     module = unwrap(model)
+    _check_options(outputs, method, "never")
     parameters = check_model(module)
     one = next(iter(parameters.values()))
     xs = (check_input(x1, "x1", one),) if x2 is None else (check_input(x1, "x1", one), check_input(x2, "x2", one))
     job = _Job(module, parameters, xs, outputs, method, False, 0)
     with torch.inference_mode(False):
-        return job.plan({name: "method='jacobian'" for name in parameters} if method == "jacobian" else {})
+        return job.plan(dict.fromkeys(parameters, "method='jacobian'") if method == "jacobian" else {})
+
+
+def _check_options(outputs: str, method: str, prove: str) -> None:
+    for option, value, allowed in (
+        ("outputs", outputs, ("full", "trace", "diagonal")),
+        ("method", method, ("auto", "block", "gram", "jacobian")),
+        ("prove", prove, ("once", "always", "never")),
+    ):
+        if value not in allowed:
+            raise OptionError(option, value, allowed)
 
 
 @dataclass
@@ -204,7 +225,9 @@ class _Job:
             other = factors if len(ys) == 1 else stored.pop(name, None)
             if other is None:  # the second batch does not reach this parameter
                 return
-            part, how = contract(factors, other, self.outputs, self._chooser(name), len(self.parameters[name]) if self.parameters[name].ndim else 1)
+            part, how = contract(
+                factors, other, self.outputs, self._chooser(name), len(self.parameters[name]) if self.parameters[name].ndim else 1
+            )
             rows[name] = self._row(name, "+".join(captures[0].used[name]), shape_of(factors, other), how, n1, n2, o)
             self._add(state, name, part, how)
 
@@ -223,6 +246,7 @@ class _Job:
             path = {"exact": "exact", "unused": "unused"}.get(r.contraction, "rule")
             state.coverage.append(Coverage(name, path, r.function))
         state.plan = self._table([rows[name] for name in self.parameters], o)
+        state.layers = {name: state.layers[name] for name in self.parameters if name in state.layers}
         if len(self.xs) == 1:
             _mirror(state.kernel, self.outputs)
             for layer in state.layers.values():
@@ -232,7 +256,7 @@ class _Job:
     def plan(self, banned: dict[str, str]) -> Plan:
         captures, ys = self._forward(banned)
         n1, n2, o = len(ys[0]), len(ys[-1]), ys[0].shape[1]
-        factors = [c.factors_of_zero() for c in captures]
+        factors = [c.factors_of_zero(y) for c, y in zip(captures, ys)]
         rows = []
         for name in self.parameters:
             if name in captures[0].unfit:
@@ -240,7 +264,7 @@ class _Job:
             elif any(name not in f for f in factors):
                 rows.append(self._row(name, "not used, or not reaching the output", None, "unused", n1, n2, o))
             else:
-                shape = shape_of(factors[0][name], factors[-1][name])
+                shape = shape_of(factors[0][name], factors[-1][name])  # one object for one batch
                 shape = None if shape is None else replace(shape, o=o)
                 how = "dense" if shape is None else self._chooser(name)(shape, self.outputs)
                 rows.append(self._row(name, "+".join(captures[0].used[name]), shape, how, n1, n2, o))
@@ -250,7 +274,10 @@ class _Job:
         captures = tuple(Capture(self.module, len(x), banned) for x in self.xs)
         ys = tuple(check_output(c.forward(x), len(x), f"x{i + 1}") for i, (c, x) in enumerate(zip(captures, self.xs)))
         if len({y.shape[1] for y in ys}) > 1:
-            raise ShapeError(f"The model gives {ys[0].shape[1]} outputs a sample for x1 and {ys[1].shape[1]} for x2. A kernel between them needs the same outputs.")
+            raise ShapeError(
+                f"The model gives {ys[0].shape[1]} outputs a sample for x1 and {ys[1].shape[1]} for x2. A kernel between them "
+                "needs the same outputs."
+            )
         unfit = {name: reason for c in captures for name, reason in c.unfit.items()}
         for c in captures:  # a parameter takes the same path on both sides
             c.unfit = dict(unfit)
@@ -259,7 +286,9 @@ class _Job:
     def _add(self, state: _State, name: str, part: Tensor, how: str) -> None:
         state.kernel += part
         state.methods[name] = how
-        state.parts[name] = _on_samples(part, self.samples, self.outputs).clone()
+        state.parts[name] = _on_samples(part, self.samples, self.outputs).clone(memory_format=torch.contiguous_format)
+        if len(self.xs) == 1:
+            _mirror(state.parts[name], self.outputs)  # what is proved is what is handed out
         if self.layerwise:
             state.layers[name] = part
 
@@ -281,29 +310,40 @@ class _Job:
 
     # --- proving
 
-    def proved(self, state: _State, strict: bool) -> tuple[_State, dict[str, float], dict[str, str]]:
+    def proved(self, state: _State, strict: bool) -> tuple[_State, dict[str, float], dict[str, float]]:
         """Prove, and send what fails to the exact path; gives the state, gaps, and what failed."""
         gaps, failed = self._check_parts(state)
-        reasons = {n: f"its rule failed the proof (relative gap {gaps[n]:.1e})" for n in failed}
+        wrong_rules = {n: gaps[n] for n in failed}
         if failed and not strict:
-            state = self.run({**state.unfit, **reasons})
+            state = self.run({**state.unfit, **_reasons(wrong_rules)})
             again, wrong = self._check_parts(state)
             gaps = again
             if wrong:
-                raise ProofError(wrong, [again[n] for n in wrong], "The exact path disagrees too: is the model deterministic, and differentiable where it is used?")
-        if not reasons or not strict:
+                raise ProofError(
+                    wrong,
+                    [again[n] for n in wrong],
+                    "The exact path disagrees too: is the model deterministic, and differentiable where it is used?",
+                )
+        if not wrong_rules or not strict:
             self._check_total(state)
-        return state, gaps, reasons
+        return state, gaps, wrong_rules
 
     def _check_parts(self, state: _State) -> tuple[dict[str, float], list[str]]:
         generator = torch.Generator().manual_seed(self.seed + 1)
         sides = [self._side(i, state.ys[i], self.samples[i], generator) for i in range(len(self.xs))]
+        for x, y in zip(self.xs, state.ys):
+            proof.alone(self.module, x, y)
         if self.outputs == "full":
             return proof.gaps(state.parts, sides[0], sides[-1], state.ys[0].dtype)
         # A reduced kernel has no quadratic form, so a small full one is proved with the contractions that were used, and reduced.
         few = tuple(x[s] for x, s in zip(self.xs, self.samples))
         small = _Job(self.module, self.parameters, few, "full", "auto", False, self.seed, dict(state.methods))
-        full = small.run(dict(state.unfit))
+        try:
+            full = small.run(dict(state.unfit))
+        except MechfeatError:
+            raise
+        except Exception:  # the model fixes its batch size
+            full = replace(small, xs=self.xs).run(dict(state.unfit))
         found, failed = proof.gaps(full.parts, sides[0], sides[-1], state.ys[0].dtype)
         relative, absolute = proof.tolerances(state.ys[0].dtype)
         total = sum(float(_reduced(p, self.outputs).abs().max()) for p in full.parts.values())
@@ -320,9 +360,9 @@ class _Job:
         v = proof.cotangent(len(samples), y.shape[1], y, generator)
         try:
             return proof.reference(self.module, self.xs[i][samples], v, expect=y[samples])
-        except RuntimeError as error:
-            if isinstance(error, ValueError):
-                raise
+        except MechfeatError:
+            raise
+        except Exception:
             # The model fixes its batch size: the whole batch, with cotangents that are zero elsewhere.
             whole = torch.zeros_like(y)
             whole[samples] = v
@@ -333,7 +373,13 @@ class _Job:
         generator = torch.Generator().manual_seed(self.seed + 2)
         o = state.o
         # Reduced kernels hold equal outputs alone, so the cotangent is put on one output at a time.
-        single: list[int | None] = [None] if self.outputs == "full" else list(range(o)) if self.outputs == "trace" else [int(torch.randint(o, (), generator=generator))]
+        single: list[int | None] = (
+            [None]
+            if self.outputs == "full"
+            else list(range(o))
+            if self.outputs == "trace"
+            else [int(torch.randint(o, (), generator=generator))]
+        )
         if self.outputs == "trace" and o > 32:
             return  # O more backward passes; the parts were proved on the proof samples
         us = [proof.cotangent(len(x), o if self.outputs == "full" else 1, state.ys[0], generator) for x in self.xs]
@@ -353,7 +399,13 @@ class _Job:
             value = float(u1[:, 0] @ (K if self.outputs == "trace" else K[..., single[0]]) @ u2[:, 0])
         gap = abs(value - want)
         if not gap <= proof.tolerances(state.ys[0].dtype)[0] * scale:
-            raise ProofError(["the sum over parameters"], [gap / scale if scale else gap], "Every part was right on its own: please report this model.")
+            raise ProofError(
+                ["the sum over parameters"], [gap / scale if scale else gap], "Every part was right on its own: please report this model."
+            )
+
+
+def _reasons(failed: dict[str, float]) -> dict[str, str]:
+    return {n: f"its rule failed the proof (relative gap {gap:.1e})" for n, gap in failed.items()}
 
 
 def _on_samples(part: Tensor, samples: list[list[int]], outputs: Outputs) -> Tensor:
@@ -383,4 +435,3 @@ def _mirror(kernel: Tensor, outputs: Outputs) -> None:
 
 def _tf32() -> bool:
     return torch.get_float32_matmul_precision() != "highest"
-

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechfeat.kernels import Outputs, block, dense, gram, kernel_shape
-from mechfeat.kernels.contract import CHUNK_BYTES
+from mechfeat.kernels.contract import CHUNK_BYTES, widen
 
 Contraction = Literal["auto", "block", "gram"]
 
@@ -70,7 +70,7 @@ class Dense:
 
     def rows(self, part: slice) -> Float[Tensor, "n o *parameter"]:
         """Gradient of some rows of the parameter."""
-        return self.gradient[:, :, part]
+        return self.gradient[:, :, part] if self.gradient.ndim > 2 else self.gradient
 
 
 Factor = Outer | Lookup | Dense
@@ -89,6 +89,7 @@ class Shape:
         c: Output channels.
         k: Input channels; for a table the number of rows read, at most.
         one_hot: Whether the right factor is one-hot.
+        same: Whether both sides are one batch, whose gradients are formed once.
     """
 
     n1: int
@@ -99,6 +100,7 @@ class Shape:
     c: int
     k: int
     one_hot: bool = False
+    same: bool = False
 
 
 Choose = Callable[[Shape, Outputs], Literal["block", "gram"]]
@@ -128,20 +130,22 @@ def shape_of(factors1: Sequence[Factor], factors2: Sequence[Factor]) -> Shape | 
 
     Args:
         factors1: Uses on the first side.
-        factors2: Uses on the second side.
+        factors2: Uses on the second side; the same object for a batch with itself.
 
     Returns:
         The sizes, or None where the gradient has to be formed (mixed kinds, or vectors).
     """
+    same = factors2 is factors1
     a, b = merge(factors1), merge(factors2)
     if a is None or b is None or isinstance(a, Dense) or isinstance(b, Dense) or type(a) is not type(b):
         return None
     (n1, o, t, c), (n2, _, s, _) = a.left.shape, b.left.shape
     if isinstance(a, Outer) and isinstance(b, Outer):
-        return None if a.turned != b.turned else Shape(n1, n2, o, t, s, c, a.right.shape[-1])
-    assert isinstance(a, Lookup) and isinstance(b, Lookup)
+        return None if a.turned != b.turned else Shape(n1, n2, o, t, s, c, a.right.shape[-1], same=same)
+    assert isinstance(a, Lookup)
+    assert isinstance(b, Lookup)
     rows = torch.cat([a.ids.flatten(), b.ids.flatten()]).unique().numel()
-    return Shape(n1, n2, o, t, s, c, rows, one_hot=True)
+    return Shape(n1, n2, o, t, s, c, rows, one_hot=True, same=same)
 
 
 def contract(
@@ -161,16 +165,17 @@ def contract(
     """
     a = merge(factors1)
     b = a if factors2 is factors1 else merge(factors2)
-    shape = None if a is None or b is None else shape_of([a], [b])
+    shape = None if a is None or b is None else shape_of(one := [a], one if b is a else [b])
     if shape is not None and not isinstance(a, Dense) and not isinstance(b, Dense):
-        assert a is not None and b is not None
+        assert a is not None
+        assert b is not None
         right1, right2 = (a.ids, b.ids) if isinstance(a, Lookup) else (a.right, b.right)  # type: ignore[union-attr]
         if b is a:
             right2 = right1
         method = choose(shape, outputs)
         return (block if method == "block" else gram)(a.left, right1, b.left, right2, outputs), method
     if isinstance(a, Dense) and isinstance(b, Dense):
-        return dense(a.gradient.flatten(2), b.gradient.flatten(2), outputs), "dense"
+        return dense(_flat(a.gradient), _flat(b.gradient), outputs), "dense"
     return _contract_by_rows(factors1, factors2, outputs, n_rows), "dense"
 
 
@@ -181,7 +186,7 @@ def _contract_by_rows(factors1: Sequence[Factor], factors2: Sequence[Factor], ou
     n2 = factors2[0].rows(slice(0, 1)).shape[0]
     row_bytes = (n1 + n2) * o * max(1, one[0, 0].numel()) * one.element_size()
     step = max(1, CHUNK_BYTES // row_bytes)
-    kernel = one.new_zeros(kernel_shape(n1, n2, o, outputs))
+    kernel = widen(one).new_zeros(kernel_shape(n1, n2, o, outputs))
     for i in range(0, n_rows, step):
         part = slice(i, min(i + step, n_rows))
         J1 = _total(factors1, part)
@@ -191,7 +196,11 @@ def _contract_by_rows(factors1: Sequence[Factor], factors2: Sequence[Factor], ou
 
 
 def _total(factors: Sequence[Factor], part: slice) -> Float[Tensor, "n o p"]:
-    total = factors[0].rows(part).flatten(2)
+    total = widen(_flat(factors[0].rows(part)))
     for factor in factors[1:]:
-        total = total + factor.rows(part).flatten(2)
+        total = total + _flat(factor.rows(part))
     return total
+
+
+def _flat(J: Float[Tensor, "n o *parameter"]) -> Float[Tensor, "n o p"]:
+    return J.flatten(2) if J.ndim > 2 else J[..., None]  # a parameter may be one number

@@ -5,6 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mechfeat.ntk.capture import Capture
+from mechfeat.ntk.rules import registrations
+from mechfeat.points import active
 
 
 class Proved:
@@ -15,14 +17,14 @@ class Proved:
     """
 
     def __init__(self, limit: int = 4096) -> None:
-        self._seen: dict[int, dict[str, str]] = {}
+        self._seen: dict[int, dict[str, float]] = {}
         self._limit = limit
 
-    def get(self, key: int) -> dict[str, str] | None:
-        """Parameters that failed, with the reason; None for a kind not seen."""
+    def get(self, key: int) -> dict[str, float] | None:
+        """Parameters that failed, with the gap; None for a kind not seen."""
         return self._seen.get(key)
 
-    def put(self, key: int, failed: dict[str, str]) -> None:
+    def put(self, key: int, failed: dict[str, float]) -> None:
         """Remember a finished proof."""
         while len(self._seen) >= self._limit:
             self._seen.pop(next(iter(self._seen)))
@@ -50,15 +52,39 @@ def fingerprint(module: nn.Module, xs: tuple[Tensor, ...], captures: tuple[Captu
     """
     structure = []
     for path, m in module.named_modules():
-        plain = tuple(sorted((k, v) for k, v in vars(m).items() if isinstance(v, bool | int | float | str) or (isinstance(v, tuple) and _flat(v))))
-        structure.append((path, type(m), plain, m.extra_repr()))
-    parameters = tuple((n, tuple(p.shape), p.requires_grad) for n, p in module.named_parameters(remove_duplicate=False))
+        plain = tuple(sorted((k, _plain(v)) for k, v in vars(m).items() if _plain(v) is not None))
+        structure.append((path, type(m), _code(m.forward), plain, m.extra_repr()))
+    parameters = tuple((n, tuple(p.shape), p.dtype, p.device, p.requires_grad) for n, p in module.named_parameters(remove_duplicate=False))
     ties: dict[int, str] = {}
     tied = tuple(ties.setdefault(id(p), n) for n, p in module.named_parameters(remove_duplicate=False))
     inputs = tuple((tuple(x.shape), x.dtype, x.device) for x in xs)
     calls = tuple((tuple(c.log), tuple(sorted(c.unfit.items()))) for c in captures)
-    return hash((tuple(structure), parameters, tied, inputs, calls, options))
+    return hash((tuple(structure), parameters, tied, inputs, calls, options, registrations()))
 
 
-def _flat(value: tuple[Any, ...]) -> bool:
-    return all(isinstance(v, bool | int | float | str) for v in value)
+def repeatable(module: nn.Module) -> bool:
+    """Whether a proof may be remembered: what hooks and edits do to activations is no part of the hash.
+
+    Args:
+        module: The model.
+
+    Returns:
+        False while a forward hook or a block of edits is in force.
+    """
+    return not active() and not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+
+
+def _plain(value: Any) -> str | None:
+    """Text of a value made of plain ones, or of the code of a function; None for anything else."""
+    if isinstance(value, bool | int | float | str):
+        return repr(value)
+    if isinstance(value, tuple | list):
+        parts = [_plain(v) for v in value]
+        return None if None in parts else repr(parts)
+    code = _code(value)
+    return None if code is None else repr(hash(code))
+
+
+def _code(function: Any) -> Any:
+    # By value: the address of a class or function that was dropped may be that of the next one.
+    return getattr(function, "__code__", None)

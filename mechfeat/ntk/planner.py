@@ -29,7 +29,7 @@ def block_macs(s: Shape, outputs: Outputs) -> int:
     Returns:
         The count.
     """
-    sides = s.n1 * s.t if s.n1 == s.n2 and s.t == s.s else s.n1 * s.t + s.n2 * s.s
+    sides = s.n1 * s.t if s.same else s.n1 * s.t + s.n2 * s.s
     return sides * s.o * s.k * s.c + s.n1 * s.n2 * _pairs(s.o, outputs) * s.k * s.c
 
 
@@ -142,12 +142,16 @@ class Plan(Stored):
 
     def __str__(self) -> str:
         cells = [("parameter", "function", "contraction", "positions", "MMAC", "MiB")]
-        cells += [(r.parameter, r.function, r.contraction, str(r.positions), f"{r.macs / 1e6:.3g}", f"{r.bytes / 2**20:.3g}") for r in self.rows]
+        cells += [
+            (r.parameter, r.function, r.contraction, str(r.positions), f"{r.macs / 1e6:.3g}", f"{r.bytes / 2**20:.3g}") for r in self.rows
+        ]
         widths = [max(len(row[i]) for row in cells) for i in range(6)]
         lines = ["  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() for row in cells]
         lines.append(
-            f"kernel {list(self.kernel_shape)} ({self.outputs}), {self.kernel_bytes / 2**20:.3g} MiB; contractions {self.macs / 1e9:.3g} GMAC, "
-            f"{self.seconds:.2g} s at {self.macs_per_second / 1e9:.3g} GMAC/s; peak {self.peak_bytes / 2**20:.3g} MiB beside the factors of one layer"
+            f"kernel {list(self.kernel_shape)} ({self.outputs}), {self.kernel_bytes / 2**20:.3g} MiB; contractions "
+            f"{self.macs / 1e9:.3g} GMAC, "
+            f"{self.seconds:.2g} s at {self.macs_per_second / 1e9:.3g} GMAC/s; peak {self.peak_bytes / 2**20:.3g} MiB "
+            "beside the factors of one layer"
         )
         return "\n".join(lines)
 
@@ -173,7 +177,17 @@ def machine_rate(device: str, dtype: torch.dtype, threads: int) -> float:
     return 512**3 / best
 
 
-def row(parameter: str, function: str, shape: Shape | None, size: int, sides: tuple[int, int], o: int, outputs: Outputs, method: str, itemsize: int) -> PlanRow:
+def row(
+    parameter: str,
+    function: str,
+    shape: Shape | None,
+    size: int,
+    sides: tuple[int, int],
+    o: int,
+    outputs: Outputs,
+    method: str,
+    itemsize: int,
+) -> PlanRow:
     """A line of the plan.
 
     Args:

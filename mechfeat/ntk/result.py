@@ -93,11 +93,15 @@ class NTKResult(Stored):
             Eigenvalues, largest first, at least 0 up to rounding.
 
         Raises:
-            ShapeError: The two sides differ in size.
+            ShapeError: The two sides differ.
         """
         K = self.matrix()
         if K.shape[0] != K.shape[1]:
             raise ShapeError(f"A spectrum needs a square kernel of a batch with itself; this one is {tuple(K.shape)}.")
+        if not torch.equal(K, K.T):
+            raise ShapeError(
+                "A spectrum needs a kernel of a batch with itself; this one differs from its transpose. Compute it without x2."
+            )
         return torch.linalg.eigvalsh(K).flip(0)
 
     def to_neural_tangents(self) -> Tensor:

@@ -38,9 +38,9 @@ def jacobian(module: nn.Module, x: Any) -> dict[str, Float[Tensor, "n o p"]]:
 
 
 def empirical_ntk(module: nn.Module, x1: Any, x2: Any = None, *, outputs: str = "full") -> dict[str, Float[Tensor, "..."]]:
-    """Inner products of those gradients, parameter by parameter. The kernel is the sum of the values.
+    r"""Inner products of those gradients, parameter by parameter. The kernel is the sum of the values.
 
-    .. math:: Θ_{no,mp} = \\sum_θ \\Big\\langle \\frac{∂ f_o(x_n)}{∂θ}, \\frac{∂ f_p(x'_m)}{∂θ} \\Big\\rangle
+    .. math:: Θ_{no,mp} = \sum_θ \Big\langle \frac{∂ f_o(x_n)}{∂θ}, \frac{∂ f_p(x'_m)}{∂θ} \Big\rangle
 
     Args:
         module: The model.

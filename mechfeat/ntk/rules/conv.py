@@ -15,7 +15,7 @@ from mechfeat.ntk.rules.registry import Call, Unfit, Use, register_rule
 @register_rule(torch.conv2d, F.conv2d)
 def conv2d(call: Call) -> list[Use]:
     """Convolution in two dimensions, any stride, padding, dilation and number of groups."""
-    x, W, b = call.args[0], call.argument(1, "weight"), call.argument(2, "bias")
+    x, W, b = call.argument(0, "input"), call.argument(1, "weight"), call.argument(2, "bias")
     stride, padding = _pair(call.argument(3, "stride", 1)), call.argument(4, "padding", 0)
     dilation, groups = _pair(call.argument(5, "dilation", 1)), call.argument(6, "groups", 1)
     if call.owns(x):

@@ -10,7 +10,7 @@ from mechfeat.ntk.rules.registry import Call, Unfit, Use, register_rule
 @register_rule(F.embedding)
 def embedding(call: Call) -> list[Use]:
     """A table read by token ids ``[n *position]``."""
-    ids, W, padding = call.args[0], call.argument(1, "weight"), call.argument(2, "padding_idx")
+    ids, W, padding = call.argument(0, "input"), call.argument(1, "weight"), call.argument(2, "padding_idx")
     if call.argument(3, "max_norm") is not None or call.argument(4, "scale_grad_by_freq", False) or call.argument(5, "sparse", False):
         raise Unfit("max_norm, scale_grad_by_freq or sparse is set")
     if not call.owns(W):

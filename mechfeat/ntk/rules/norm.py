@@ -5,7 +5,6 @@ import math
 import torch
 import torch.nn.functional as F
 
-from mechfeat.errors import SampleInteractionError
 from mechfeat.ntk.factors import Dense
 from mechfeat.ntk.rules.registry import Call, Unfit, Use, register_rule
 
@@ -13,7 +12,7 @@ from mechfeat.ntk.rules.registry import Call, Unfit, Use, register_rule
 @register_rule(F.layer_norm)
 def layer_norm(call: Call) -> list[Use]:
     """Normalisation over the last axes."""
-    x, shape = call.args[0], tuple(call.argument(1, "normalized_shape"))
+    x, shape = call.argument(0, "input"), tuple(call.argument(1, "normalized_shape"))
     w, b, eps = call.argument(2, "weight"), call.argument(3, "bias"), call.argument(4, "eps", 1e-5)
     size, trailing = math.prod(shape), len(shape)
     rows = math.prod(x.shape[: x.ndim - trailing])
@@ -39,14 +38,9 @@ def layer_norm(call: Call) -> list[Use]:
 
 @register_rule(F.batch_norm)
 def batch_norm(call: Call) -> list[Use]:
-    """Normalisation by running statistics; batch statistics mix the samples and are refused."""
-    x, mean, var = call.args[0], call.argument(1, "running_mean"), call.argument(2, "running_var")
+    """Normalisation by running statistics; batch statistics are refused before any rule."""
+    x, mean, var = call.argument(0, "input"), call.argument(1, "running_mean"), call.argument(2, "running_var")
     w, b, eps = call.argument(3, "weight"), call.argument(4, "bias"), call.argument(7, "eps", 1e-5)
-    if call.argument(5, "training", False) or mean is None or var is None:
-        raise SampleInteractionError(
-            "batch_norm uses the statistics of the batch, so the output for one sample depends on the others and a per-sample kernel "
-            "is not defined. Call model.eval(), so that it uses its running statistics."
-        )
     if x.shape[0] != call.n:
         raise Unfit(f"its input of shape {tuple(x.shape)} has no axis of {call.n} samples")
     x = x.detach()

@@ -105,6 +105,7 @@ class Use:
 
 Rule = Callable[[Call], list[Use]]
 _RULES: dict[Any, Rule] = {}
+_registrations = 0
 
 
 def register_rule(*functions: Any) -> Callable[[Rule], Rule]:
@@ -127,11 +128,22 @@ def register_rule(*functions: Any) -> Callable[[Rule], Rule]:
     """
 
     def decorate(rule: Rule) -> Rule:
+        global _registrations
+        _registrations += 1
         for function in functions:
             _RULES[function] = rule
         return rule
 
     return decorate
+
+
+def registrations() -> int:
+    """How often a rule was registered: what was proved under other rules is not proved.
+
+    Returns:
+        The count.
+    """
+    return _registrations
 
 
 def rule_for(function: Any) -> Rule | None:

@@ -1,0 +1,294 @@
+"""What is refused, and in which words."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mechfeat.errors import (
+    DeviceError,
+    DtypeError,
+    ModelOutputError,
+    NondeterministicModelError,
+    NonFiniteError,
+    NoParametersError,
+    OptionError,
+    ProofError,
+    SampleInteractionError,
+    ShapeError,
+    UnsupportedLayerError,
+)
+from mechfeat.models import mlp
+from mechfeat.ntk import empirical_ntk, plan
+from tests.ntk.zoo import Net, P
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+def x(n=6):
+    return torch.randn(n, 5)
+
+
+def net(f=lambda s, x: s.a(x)):
+    return Net(f, a=nn.Linear(5, 3))
+
+
+def assert_refused(error, message, model, *batches, **options):
+    for run in (empirical_ntk, plan):
+        chosen = options if run is empirical_ntk else {k: v for k, v in options.items() if k in ("outputs", "method")}
+        with pytest.raises(error) as caught:
+            run(model, *batches, **chosen)
+        assert str(caught.value) == message
+
+
+BATCH_NORM = (
+    "batch_norm uses the statistics of the batch, so the output for one sample depends on the others and a per-sample kernel "
+    "is not defined. Call model.eval(), so that it uses its running statistics."
+)
+
+
+def frozen_norm():
+    norm = nn.BatchNorm1d(3)
+    norm.requires_grad_(False)
+    return norm
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda: nn.BatchNorm1d(3),
+        frozen_norm,
+        lambda: nn.BatchNorm1d(3, affine=False),
+        lambda: nn.BatchNorm1d(3, track_running_stats=False).eval(),
+    ],
+)
+@pytest.mark.parametrize("n", [2, 6])
+def test_batch_norm_in_training(norm, n):
+    assert_refused(SampleInteractionError, BATCH_NORM, nn.Sequential(nn.Linear(5, 3), norm()), x(n))
+
+
+def test_functional_batch_norm_in_training():
+    mean, var = torch.zeros(3), torch.ones(3)
+    assert_refused(SampleInteractionError, BATCH_NORM, net(lambda s, x: F.batch_norm(s.a(x), mean, var, training=True)), x())
+    assert_refused(SampleInteractionError, BATCH_NORM, net(lambda s, x: F.batch_norm(s.a(x), None, None, None, None, True)), x())
+
+
+def active(name, p=0.5):
+    return (
+        f"{name} is active (p={p:g}), so two evaluations of the model differ and its kernel is a random variable. Call "
+        "model.eval(), or set p to 0."
+    )
+
+
+@pytest.mark.parametrize(
+    ("f", "name"),
+    [
+        (lambda s, x: F.dropout(s.a(x)), "dropout"),
+        (lambda s, x: F.dropout(s.a(x), 0.5, True), "dropout"),
+        (lambda s, x: F.linear(x, F.dropout(s.a.weight)), "dropout"),
+        (lambda s, x: torch.dropout(s.a(x), 0.5, True), "dropout"),
+        (lambda s, x: F.alpha_dropout(s.a(x), training=True), "alpha_dropout"),
+        (lambda s, x: F.feature_alpha_dropout(s.a(x), training=True), "feature_alpha_dropout"),
+        (lambda s, x: F.dropout1d(s.a(x)[:, :, None])[:, :, 0], "dropout1d"),
+        (
+            lambda s, x: F.scaled_dot_product_attention(s.a(x)[:, None], x[:, None, :3], x[:, None, :3], dropout_p=0.5),
+            "scaled_dot_product_attention",
+        ),
+    ],
+)
+def test_functional_dropout(f, name):
+    assert_refused(NondeterministicModelError, active(name), net(f), x())
+
+
+def test_dropout_module():
+    model = nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.25), nn.Linear(3, 2))
+    assert_refused(NondeterministicModelError, active("dropout", 0.25), model, x())
+    empirical_ntk(model.eval(), x())
+    empirical_ntk(nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.0)), x())
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [(lambda: nn.MultiheadAttention(4, 2, dropout=0.5), "MultiheadAttention"), (lambda: nn.LSTM(4, 4, 2, dropout=0.5), "LSTM")],
+)
+def test_dropout_of_fused_layers(layer, kind):
+    message = (
+        f"a ({kind}) has dropout p=0.5 active, so two evaluations of the model differ and its kernel is a random "
+        "variable. Call model.eval(), or set p to 0."
+    )
+    assert_refused(NondeterministicModelError, message, Net(lambda s, x: x, a=layer()), x())
+
+
+def test_samples_that_interact():
+    with pytest.raises(SampleInteractionError) as caught:
+        empirical_ntk(net(lambda s, x: s.a(x) - s.a(x).mean(0)), x())
+    gap = re.search(r"change by (\S+) when", str(caught.value))[1]
+    assert str(caught.value) == (
+        f"The outputs for 4 of the samples change by {gap} when the others are left out of the batch, so samples interact and a "
+        f"per-sample kernel is not defined. Batch statistics or attention over the batch axis do this; use model.eval() or remove it."
+    )
+
+
+@pytest.mark.parametrize("f", [lambda s, x: s.a(x).cumsum(0), lambda s, x: s.a(x).flip(0).cumsum(0), lambda s, x: s.a(x) + s.a(x)[[0]]])
+@pytest.mark.parametrize("n", [2, 3, 4, 6])
+def test_samples_that_see_earlier_ones(f, n):
+    with pytest.raises((SampleInteractionError, ProofError)):
+        empirical_ntk(net(f), x(n))
+
+
+def test_random_forward():
+    with pytest.raises(NondeterministicModelError) as caught:
+        empirical_ntk(net(lambda s, x: s.a(x) + torch.rand(3)), x())
+    gap = re.search(r"differ by (\S+)\. A", str(caught.value))[1]
+    assert str(caught.value) == (
+        f"Two evaluations of the model on the same input differ by {gap}. A kernel needs a deterministic model: "
+        f"call model.eval(), and fix any random draws in its forward."
+    )
+
+
+OUTPUTS = [
+    (
+        lambda s, x: (s.a(x), x),
+        "The model returned a tuple; a kernel needs one tensor of outputs. Wrap it in a module that returns the "
+        "tensor, such as out.logits[:, -1].",
+    ),
+    (
+        lambda s, x: {"logits": s.a(x)},
+        "The model returned a dict; a kernel needs one tensor of outputs. Wrap it in a module that returns the tensor, "
+        "such as out.logits[:, -1].",
+    ),
+    (
+        lambda s, x: s.a(x).argmax(1),
+        "The model returned torch.int64, which has no gradient. Return its real-valued outputs, before any argmax.",
+    ),
+    (
+        lambda s, x: s.a(x).to(torch.complex128),
+        "The model returned torch.complex128, which has no gradient. Return its real-valued outputs, before any argmax.",
+    ),
+    (lambda s, x: s.a(x).T, "The model returned shape (3, 6) for 6 samples of x1. Its first axis must be the samples."),
+    (lambda s, x: s.a(x).sum(), "The model returned shape () for 6 samples of x1. Its first axis must be the samples."),
+    (lambda s, x: s.a(x)[:, :0], "The model returned no outputs (an axis of size 0)."),
+]
+
+
+@pytest.mark.parametrize(("f", "message"), OUTPUTS)
+def test_outputs(f, message):
+    assert_refused(ModelOutputError, message, net(f), x())
+
+
+def test_output_is_not_finite():
+    message = "The model's output holds NaN or infinity for 2 of 6 samples of x1, the first of them number 3."
+    bad = torch.tensor([0.0, 0, 0, float("inf"), 0, float("nan")])[:, None]
+    assert_refused(NonFiniteError, message, net(lambda s, x: s.a(x) + bad), x())
+
+
+def test_no_parameters():
+    message = "The model has no trainable parameters (0 frozen), so its tangent kernel is empty. Give a model with parameters."
+    assert_refused(NoParametersError, message, nn.ReLU(), x())
+
+
+def test_every_parameter_frozen():
+    message = (
+        "The model has no trainable parameters (2 frozen), so its tangent kernel is empty. Set requires_grad on those "
+        "the kernel shall be over."
+    )
+    assert_refused(NoParametersError, message, net().requires_grad_(False), x())
+
+
+def test_lazy_parameter():
+    message = "Parameter 'weight' has no shape yet. Run the model once on an input before asking for its kernel."
+    assert_refused(UnsupportedLayerError, message, nn.LazyLinear(3), x())
+
+
+def test_device():
+    message = "x1 is on meta and the model on cpu. Move one of them: x.to('cpu')."
+    assert_refused(DeviceError, message, net(), x().to("meta"))
+    assert_refused(DeviceError, message.replace("x1", "x2"), net(), x(), x().to("meta"))
+
+
+def test_devices_of_the_model():
+    message = "The trainable parameters are on cpu, meta. A kernel needs one device; move with model.to(device)."
+    assert_refused(DeviceError, message, nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 2, device="meta")), x())
+
+
+def test_dtype_of_the_input():
+    message = "x1 is torch.float32 and the model torch.float64. Convert one of them: x.to(torch.float64)."
+    assert_refused(DtypeError, message, net(), x().float())
+
+
+def test_dtypes_of_the_model():
+    message = "The trainable parameters have torch.float32, torch.float64. A kernel needs one real dtype; convert with model.to(dtype)."
+    assert_refused(DtypeError, message, nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 2).float()), x())
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature:UserWarning")
+def test_complex_parameters():
+    message = "The trainable parameters have torch.complex128. A kernel needs one real dtype; convert with model.to(dtype)."
+    assert_refused(DtypeError, message, net().to(torch.complex128), x())
+
+
+def test_input_is_no_tensor():
+    message = "x1 is a list. It must be one tensor with samples along its first axis; wrap a model that takes several."
+    assert_refused(DtypeError, message, net(), [1.0])
+
+
+@pytest.mark.parametrize("shape", [(0, 5), ()])
+def test_empty_batch(shape):
+    message = f"x1 has shape {shape}, which holds no samples. It needs at least one along its first axis."
+    assert_refused(ShapeError, message, net(), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_input_is_not_finite(bad):
+    batch = x()
+    batch[2, 1] = batch[4, 0] = bad
+    assert_refused(NonFiniteError, "x1 holds NaN or infinity in 2 of 6 samples, the first of them number 2.", net(), batch)
+    assert_refused(NonFiniteError, "x2 holds NaN or infinity in 2 of 6 samples, the first of them number 2.", net(), x(), batch)
+
+
+def test_outputs_of_the_two_batches_differ():
+    message = "The model gives 2 outputs a sample for x1 and 4 for x2. A kernel between them needs the same outputs."
+    assert_refused(ShapeError, message, net(lambda s, t: s.a(t)[..., 0]), torch.ones(3, 2, 5), torch.ones(3, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("option", "allowed"),
+    [("outputs", "'full', 'trace', 'diagonal'"), ("method", "'auto', 'block', 'gram', 'jacobian'"), ("prove", "'once', 'always', 'never'")],
+)
+def test_options(option, allowed):
+    message = f"{option}='best' is not known. It can be {allowed}."
+    if option == "prove":
+        with pytest.raises(OptionError) as caught:
+            empirical_ntk(net(), x(), prove="best")
+        assert str(caught.value) == message
+    else:
+        assert_refused(OptionError, message, net(), x(), **{option: "best"})
+
+
+@pytest.mark.parametrize("prove", ["once", "never"])
+def test_strict_with_an_uncovered_parameter(prove):
+    model = Net(lambda s, x: s.a(x) * s.w @ s.u, a=nn.Linear(5, 3), w=P(3), u=P(3, 2))
+    for _ in range(2):
+        with pytest.raises(UnsupportedLayerError) as caught:
+            empirical_ntk(model, x(), strict=True, prove=prove)
+        assert str(caught.value) == (
+            "strict=True, and no rule covers 'w' (mul has no rule), 'u' (matmul has no rule). Leave strict off to compute "
+            "these parameters by "
+            "autograd, or register a rule with mechfeat.ntk.register_rule."
+        )
+
+
+def test_strict_where_all_is_covered():
+    result = empirical_ntk(mlp([5, 4, 2]), x(), strict=True)
+    assert {c.path for c in result.coverage} == {"rule"}
+
+
+def test_an_error_of_the_model_is_its_own():
+    def f(s, x):
+        raise KeyError("mine")
+
+    for run in (empirical_ntk, plan):
+        with pytest.raises(KeyError, match="mine"):
+            run(net(f), x())
