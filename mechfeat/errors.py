@@ -151,10 +151,9 @@ class HookNotReachedError(MechfeatError, RuntimeError):
         self.names, self.reached = tuple(names), tuple(reached)
         many = "was" if len(self.names) == 1 else "were"
         super().__init__(
-            f"{', '.join(map(repr, self.names))} {many} not reached by this forward pass, which reached "
-            f"{len(self.reached)} of the recorded hook points. The module exists, but this input did not call it: "
-            "it may be skipped, used through its weight alone, or fire fewer times. "
-            "`model.describe(x)` shows what is reached and how often."
+            f"{', '.join(map(repr, self.names))} {many} not reached by this forward pass. The module exists, but this input did not call"
+            " it: it may be skipped, used through its weight alone, fire fewer times, or hold no tensor at this port. `model.describe(x)`"
+            " shows what is reached and how often."
         )
 
 
@@ -257,10 +256,6 @@ class ProofError(MechfeatError, RuntimeError):
 
 class FileFormatError(MechfeatError, ValueError):
     """A file is not what mechfeat wrote, or is damaged."""
-
-
-class MissingDependencyError(MechfeatError, ImportError):
-    """An optional package is absent or does not load."""
 
 
 def _near(name: str, known: Sequence[str]) -> str:

@@ -92,8 +92,9 @@ def test_an_unknown_point():
     ):
         with pytest.raises(HookNameError) as caught:
             run()
-        assert str(caught.value) == (
-            "No hook point matches 'one.hh' among the 7 in this model. Closest: one.h, one, two.h. `model.hook_names()` lists them."
+        assert (
+            str(caught.value)
+            == "No hook point matches 'one.hh' among the 7 in this model. Closest: one.h, one, two.h. `model.hook_names()` lists them."
         )
     with pytest.raises(HookNameError):
         model.record(x, "one.h:in")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class ActivationCache(Mapping[str, Tensor]):
         unreached: Hook points that a glob selected and this forward pass did not call.
         skipped: Selected parts that are no tensors, with their type.
         reached_end: False where recording stopped after the last requested hook point.
+        notes: What about this run differs from an unrecorded one.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class ActivationCache(Mapping[str, Tensor]):
         reached_end: bool = True,
         fired: Mapping[tuple[str, str], int] = MappingProxyType({}),
         alias: Mapping[str, str] = MappingProxyType({}),
+        notes: Sequence[str] = (),
     ) -> None:
         self._calls: dict[tuple[str, str], int] = {}
         for name in captures:
@@ -65,7 +67,7 @@ class ActivationCache(Mapping[str, Tensor]):
         self._captures = {str(shown): captures[name] for name, shown in numbered(captures, self._fired)}
         self._alias = dict(alias)
         self.unreached, self.skipped, self.reached_end = tuple(unreached), MappingProxyType(dict(skipped)), reached_end
-        self._grad = grad
+        self.notes, self._grad = tuple(notes), grad
 
     def _find(self, text: str) -> tuple[str, Capture]:
         if text in self._captures:
@@ -109,9 +111,22 @@ class ActivationCache(Mapping[str, Tensor]):
             return False
         return True
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """The activation, or a default where the name addresses none.
+
+        Args:
+            name: Hook name.
+            default: What to return then.
+
+        Returns:
+            The activation or the default.
+        """
+        return self[name] if name in self else default  # noqa: SIM401 - this is the get
+
     def __repr__(self) -> str:
         rows = [f"  {name}  {' '.join(f'{a}={s}' for a, s in zip(c.axes, c.value.shape))}" for name, c in self._captures.items()]
         notes = [f"  not reached: {', '.join(self.unreached)}"] if self.unreached else []
+        notes += [f"  note: {note}" for note in self.notes]
         return "\n".join([f"ActivationCache of {len(self)} hook points", *rows, *notes])
 
     def axes(self, name: str) -> tuple[str, ...]:
@@ -183,7 +198,8 @@ class ActivationCache(Mapping[str, Tensor]):
             sizes = value.shape[1:-1]
             if len(index) != len(sizes) or any(not -s <= i < s for i, s in zip(index, sizes)):
                 raise SelectorError(f"positions={positions!r} does not fit {key!r}, whose position axes are {dict(zip(spaces, sizes))}.")
-            value = value[(slice(None), *index)]
+            for i in index:  # each takes the position axis that is then first
+                value = value.select(1, i)
         else:
             raise OptionError("positions", positions, ("all", "mean", "an index", "a tuple of indices", "a function"))
         return Samples(value, torch.arange(n, device=value.device), key, n, axes)

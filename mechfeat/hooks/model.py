@@ -171,7 +171,8 @@ class HookedModel:
         """Record, and stop the forward pass after the last requested hook point.
 
         How often a hook point fires is learnt from the first complete run on inputs of the same shape; until then, and for
-        names without call index, the pass runs to its end. ``"conv1#0"`` stops at the first call, always.
+        names without call index, the pass runs to its end. ``"conv1#0"`` stops at the first call, always. Where the number of
+        calls depends on values, such as a loop until convergence, use :meth:`run_with_cache` or give the call.
 
         Args:
             x: The input, as in :meth:`run_with_cache`.

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from mechfeat.errors import EmptyGlobError, HookNameError, OptionError
 
+SIDES = ("in", "out", "*")  # where a port can begin
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
 
@@ -94,7 +95,7 @@ class Pattern:
         Raises:
             OptionError: The text is not of the form ``path[:port][#call]``.
         """
-        match = re.fullmatch(r"([^:#]*)(?::((?:in|out|\*)(?:\.[^:#]+)?))?(?:#(\d+|\*))?", text)
+        match = re.fullmatch(r"([^:#]*)(?::((?:\w+|\*)(?:\.[^:#]+)?))?(?:#(\d+|\*))?", text)
         if match is None:
             raise OptionError("hook name", text, ("path", "path:in", "path:out.0", "path#1", "path:in.mask#*"))
         path, port, call = match.groups()
@@ -196,7 +197,12 @@ def split_unknown(wanted: Sequence[Pattern], paths: Sequence[str]) -> tuple[list
     found: list[tuple[Pattern, list[str]]] = []
     unknown: list[Pattern] = []
     for pattern in wanted:
-        hits = [p for p in paths if pattern.matches_path(p)] if "*" in pattern.path else [pattern.path] * (pattern.path in known)
+        if pattern.port.partition(".")[0] not in SIDES:
+            hits = []
+        elif "*" in pattern.path:
+            hits = [p for p in paths if pattern.matches_path(p)]
+        else:
+            hits = [pattern.path] * (pattern.path in known)
         if hits:
             found.append((pattern, hits))
         else:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechfeat.errors import GradientError, HookNotReachedError, StaleActivationError
 from mechfeat.hooks.cache import ActivationCache, Capture
@@ -184,4 +184,15 @@ class Recorder(ModelScope):
             reached_end=self.ended,
             fired=self.calls,
             alias=self.site.alias,
+            notes=_notes(self.site),
         )
+
+
+def _notes(site: Site) -> list[str]:
+    fused = any(isinstance(m, nn.TransformerEncoderLayer) and not m.training for m in site.modules.values())
+    if fused and not torch.is_grad_enabled() and torch.backends.mha.get_fastpath_enabled():
+        return [
+            "nn.TransformerEncoderLayer leaves its fused path where a hook is present, so values may differ by rounding from an unrecorded"
+            " run; torch.backends.mha.set_fastpath_enabled(False) makes both equal"
+        ]
+    return []

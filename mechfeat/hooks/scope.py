@@ -241,7 +241,7 @@ class ModelScope:
                 if torch._C._functorch.is_functorch_wrapped_tensor(part):
                     raise UnsupportedModelError(
                         f"{name} was reached inside a torch.func transform (vmap, grad, jvp), where tensors lack their batch axis. "
-                        f"Record or edit in a plain call of the model."
+                        "Record or edit in a plain call of the model."
                     )
                 # What torch's encoder uses inside for padded batches has no shape; it is seen as the dense tensor with zeros as padding.
                 dense = part.to_padded_tensor(0.0) if part.is_nested else part
@@ -251,7 +251,7 @@ class ModelScope:
                 if part.is_nested:
                     raise UnsupportedModelError(
                         f"{name} holds a nested tensor, which can be recorded without graph, but not edited. "
-                        f"Build the encoder with enable_nested_tensor=False."
+                        "Build the encoder with enable_nested_tensor=False."
                     )
                 changed[place] = new
             if changed:
@@ -278,6 +278,4 @@ def _check_port(pattern: Pattern, side: str, parts: Sequence[tuple[str, Any]], t
         return
     kinds = ", ".join(f"{place}: {type(part).__name__}" for place, part in parts) or "nothing"
     whole = f"{pattern.path}:{asked}" if asked != "out" else pattern.path or ":out"
-    raise PortError(
-        whole, f"there {'is' if len(parts) == 1 else 'are'} {kinds}", [str(HookName(pattern.path, t)) for t in (hits or tensors)]
-    )
+    raise PortError(whole, f"there {'is' if len(parts) == 1 else 'are'} {kinds}", [str(HookName(pattern.path, t)) for t in hits or tensors])

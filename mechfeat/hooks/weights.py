@@ -1,6 +1,7 @@
 """Parameters under standard names: live, zero-copy views."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -59,6 +60,18 @@ class Weights(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._table()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The weight, or a default where there is none of that name.
+
+        Args:
+            name: Its name.
+            default: What to return then.
+
+        Returns:
+            The view or the default.
+        """
+        return self[name] if name in self else default  # noqa: SIM401 - this is the get
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._table())

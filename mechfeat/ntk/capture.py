@@ -95,6 +95,22 @@ class Capture:
         self._stored.clear()
         return y
 
+    def find_hidden(self, y: Tensor) -> None:
+        """Give up parameters that the output depends on although no torch function was seen to receive them.
+
+        A custom ``autograd.Function`` takes them so.
+
+        Args:
+            y: Output of :meth:`forward`.
+        """
+        leaves = {id(node.variable) for node in _nodes_behind(y) if hasattr(node, "variable")}
+        unused = set(self.unused)
+        self._give_up(
+            [p for p in self.module.parameters() if id(p) in leaves and self.name_of.get(id(p)) in unused],
+            None,
+            "it is used out of sight of torch functions",
+        )
+
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Handle one torch call of the forward pass.
 
@@ -183,7 +199,7 @@ class Capture:
             Parameter name → factors of its uses.
         """
         found: dict[str, list[Factor]] = {}
-        reached = _taps_behind(y)
+        reached = {node.tap for node in _nodes_behind(y) if type(node).__name__ == "_TapBackward"}
         for tap, (uses, shape) in enumerate(zip(self._taps, self._shapes)):
             if tap not in reached:
                 continue
@@ -319,19 +335,20 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(v)
 
 
-def _taps_behind(y: Tensor) -> set[int]:
-    """The taps that an output depends on."""
-    found: set[int] = set()
+def _nodes_behind(y: Tensor) -> Iterator[Any]:
+    """The nodes of the graph that an output depends on.
+
+    Yields:
+        Each node once.
+    """
     seen, todo = set(), [y.grad_fn]
     while todo:
         node = todo.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if type(node).__name__ == "_TapBackward":
-            found.add(node.tap)  # type: ignore[attr-defined]
+        yield node
         todo += [n for n, _ in node.next_functions]
-    return found
 
 
 _DROPOUTS = {

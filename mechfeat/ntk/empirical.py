@@ -102,15 +102,14 @@ def empirical_ntk(
         if prove == "always" or (prove == "once" and known is None):
             key = state.key
             state, found, failed = job.proved(state, strict)
-            if remember:
+            if remember and not (strict and failed):  # a strict call stops before what failed was computed by autograd and proved
                 PROVED.put(key, failed)
     unfit = {n: r for n, r in state.unfit.items() if n not in failed and method != "jacobian"}
     if strict and unfit:
         raise UnsupportedLayerError(
             "strict=True, and no rule covers "
             + ", ".join(f"{n!r} ({r})" for n, r in unfit.items())
-            + ". Leave strict off to compute these parameters by "
-            "autograd, or register a rule with mechfeat.ntk.register_rule."
+            + ". Leave strict off to compute these parameters by autograd, or register a rule with mechfeat.ntk.register_rule."
         )
     if strict and failed:
         raise ProofError(list(failed), list(failed.values()), "Leave strict off to compute these parameters by autograd.")
@@ -278,6 +277,8 @@ class _Job:
                 f"The model gives {ys[0].shape[1]} outputs a sample for x1 and {ys[1].shape[1]} for x2. A kernel between them "
                 "needs the same outputs."
             )
+        for c, y in zip(captures, ys):
+            c.find_hidden(y)
         unfit = {name: reason for c in captures for name, reason in c.unfit.items()}
         for c in captures:  # a parameter takes the same path on both sides
             c.unfit = dict(unfit)

@@ -151,7 +151,7 @@ def compare(module: nn.Module, x: Tensor, y: Float[Tensor, "n o"], expect: Float
         )
     raise SampleInteractionError(
         f"The outputs for {len(x)} of the samples change by {gap:.2e} when the others are left out of the batch, so samples interact and a "
-        f"per-sample kernel is not defined. Batch statistics or attention over the batch axis do this; use model.eval() or remove it."
+        "per-sample kernel is not defined. Batch statistics or attention over the batch axis do this; use model.eval() or remove it."
     )
 
 

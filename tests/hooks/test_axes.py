@@ -193,7 +193,7 @@ def test_no_table_where_no_channel_is_known():
     cache = mf.HookedModel(nn.Sequential(nn.Identity())).run_with_cache(torch.randn(2, 3, 4, 5), "0")[1]
     with pytest.raises(SelectorError) as caught:
         cache.samples("0")
-    assert str(caught.value) == (
-        "'0' has axes ('sample', 'axis1', 'axis2', 'axis3'), of which none is known to be the channel. "
+    assert (
+        str(caught.value) == "'0' has axes ('sample', 'axis1', 'axis2', 'axis3'), of which none is known to be the channel. "
         "Name them: HookedModel(net, axes={'0': ('sample', ..., 'channel')})."
     )

@@ -207,8 +207,8 @@ def test_nested_activations_refuse_edits():
     net, (x, mask) = nets.encoder(nested=True).eval(), padded(True)
     with torch.no_grad(), pytest.raises(UnsupportedModelError) as caught, mf.HookedModel(net).hooks(mf.Ablate("layers.0")):
         net(x, src_key_padding_mask=mask)
-    assert str(caught.value) == (
-        "layers.0#0 holds a nested tensor, which can be recorded without graph, but not edited. "
+    assert (
+        str(caught.value) == "layers.0#0 holds a nested tensor, which can be recorded without graph, but not edited. "
         "Build the encoder with enable_nested_tensor=False."
     )
 
@@ -221,3 +221,14 @@ def test_wrapping_adds_nothing_to_the_module():
     assert model.module is net
     assert mf.HookedModel(model).module is net
     assert {path: dict(m.__dict__) for path, m in net.named_modules()} == before
+
+
+def test_the_fused_encoder_path_is_noted():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1).eval()
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        _, cache = mf.HookedModel(encoder).run_with_cache(x, ":out")
+    assert cache.notes[0].startswith("nn.TransformerEncoderLayer leaves its fused path where a hook is present")
+    assert cache.notes[0] in repr(cache)
+    _, cache = mf.HookedModel(encoder).run_with_cache(x, ":out")
+    assert cache.notes == ()

@@ -10,8 +10,9 @@ from . import nets
 
 def test_whole_table():
     net = nets.CNN()
-    assert str(mf.HookedModel(net).describe(torch.randn(2, 1, 5, 5))) == (
-        "hook name  kind    axes                                         calls\n"
+    assert (
+        str(mf.HookedModel(net).describe(torch.randn(2, 1, 5, 5)))
+        == "hook name  kind    axes                                         calls\n"
         "conv1      Conv2d  sample=2 channel=3 height=5 width=5 float64  1\n"
         "relu       ReLU    sample=2 channel=4 height=5 width=5 float64  2\n"
         "conv2      Conv2d  sample=2 channel=4 height=5 width=5 float64  1\n"
@@ -24,17 +25,13 @@ def test_whole_table():
 def test_whole_table_without_an_input():
     description = mf.HookedModel(nets.CNN()).describe()
     assert (
-        str(description)
-        == repr(description)
-        == (
-            "hook name  kind    axes  calls\n"
-            ":out       CNN\n"
-            "conv1      Conv2d\n"
-            "conv2      Conv2d\n"
-            "relu       ReLU\n"
-            "fc         Linear\n"
-            "unused     Linear"
-        )
+        str(description) == repr(description) == "hook name  kind    axes  calls\n"
+        ":out       CNN\n"
+        "conv1      Conv2d\n"
+        "conv2      Conv2d\n"
+        "relu       ReLU\n"
+        "fc         Linear\n"
+        "unused     Linear"
     )
     assert [row.reached for row in description] == [None] * 6
     assert len(description) == 6

@@ -270,8 +270,8 @@ def test_a_function_by_a_predicate_that_selects_nothing(net, x):
         mf.HookedModel(net).hooks(Ablate("a"), fwd_hooks=[(lambda n: False, lambda value, hook: value)]),
     ):
         net(x)
-    assert str(caught.value) == (
-        "The pattern 'fwd_hooks' matches none of the 7 hook points in this model. "
+    assert (
+        str(caught.value) == "The pattern 'fwd_hooks' matches none of the 7 hook points in this model. "
         "`*` stays within one level, `**` crosses levels; `model.hook_names()` lists the names."
     )
 
@@ -291,8 +291,8 @@ def test_an_idle_function_is_named(net, x):
 def test_an_edit_that_never_fired(net, x):
     with pytest.raises(EditNotFiredError) as caught:
         mf.HookedModel(net).run_with_hooks(x, Ablate("a"), Ablate("skip", channel=[0, 2]), Steer("relu#2", torch.ones(3), 2.0))
-    assert str(caught.value) == (
-        "2 edits were never applied: Ablate('skip', channel=[0, 2]); Steer('relu#2', direction[3], scale=2). "
+    assert (
+        str(caught.value) == "2 edits were never applied: Ablate('skip', channel=[0, 2]); Steer('relu#2', direction[3], scale=2). "
         "A forward pass completed inside the block without calling the hook point, so the result is that of the unedited model. "
         "`model.describe(x)` shows what is reached and how often."
     )
@@ -387,8 +387,9 @@ def test_a_direction_where_no_channel_is_known(x):
     net = nn.Sequential(nn.Unflatten(1, (3, 1, 1)), nn.Flatten())
     with pytest.raises(SelectorError) as caught:
         mf.HookedModel(net).run_with_hooks(x, ProjectOut("0", torch.ones(3)))
-    assert str(caught.value) == (
-        "ProjectOut('0', direction[3]) needs the channel axis, and the axes here are ('sample', 'axis1', 'axis2', 'axis3'). "
+    assert (
+        str(caught.value)
+        == "ProjectOut('0', direction[3]) needs the channel axis, and the axes here are ('sample', 'axis1', 'axis2', 'axis3'). "
         "Name it: HookedModel(net, axes={'0': (..., 'channel', ...)})."
     )
     model = mf.HookedModel(net, axes={"0": ("sample", "channel", "height", "width")})
@@ -425,8 +426,8 @@ def test_nothing_to_apply(net):
 def test_inside_vmap(net, x):
     with pytest.raises(UnsupportedModelError) as caught, mf.HookedModel(net).hooks(Ablate("a")):
         torch.vmap(net)(x)
-    assert str(caught.value) == (
-        "a#0 was reached inside a torch.func transform (vmap, grad, jvp), where tensors lack their batch axis. "
+    assert (
+        str(caught.value) == "a#0 was reached inside a torch.func transform (vmap, grad, jvp), where tensors lack their batch axis. "
         "Record or edit in a plain call of the model."
     )
 
@@ -449,16 +450,18 @@ def test_a_compiled_model():
     net._orig_mod = nn.Linear(2, 2)
     with pytest.raises(UnsupportedModelError) as caught:
         mf.HookedModel(net)
-    assert str(caught.value) == (
-        "This model is compiled: hooks added after compilation are ignored. Wrap the module inside it, HookedModel(model._orig_mod)."
+    assert (
+        str(caught.value)
+        == "This model is compiled: hooks added after compilation are ignored. Wrap the module inside it, HookedModel(model._orig_mod)."
     )
 
 
 def test_data_parallel():
     with pytest.raises(UnsupportedModelError) as caught:
         mf.HookedModel(nn.DataParallel(nn.Linear(2, 2)))
-    assert str(caught.value) == (
-        "nn.DataParallel runs copies in other threads, where hooks do not fire. Wrap the module inside it, HookedModel(model.module)."
+    assert (
+        str(caught.value)
+        == "nn.DataParallel runs copies in other threads, where hooks do not fire. Wrap the module inside it, HookedModel(model.module)."
     )
 
 

@@ -108,8 +108,9 @@ def test_an_unknown_weight():
     W = Weights(Net())
     with pytest.raises(HookNameError) as caught:
         W["fc.weight"]
-    assert str(caught.value) == (
-        "No weight matches 'fc.weight' among the 18 in this model. Closest: fc.b, fc.W. `list(model.weights)` lists them."
+    assert (
+        str(caught.value)
+        == "No weight matches 'fc.weight' among the 18 in this model. Closest: fc.b, fc.W. `list(model.weights)` lists them."
     )
     assert caught.value.name == "fc.weight"
     with pytest.raises(HookNameError) as caught:

@@ -112,8 +112,10 @@ def test_prints():
         "a.weight   linear                                block                2  0.0115  0.00549",
         "a.bias     mul has no rule                       exact                1  0.0027  0.00137",
         "b.weight   not used, or not reaching the output  unused               0       0        0",
-        "kernel [5, 6, 5, 6] (full), 0.00687 MiB; contractions 1.42e-05 GMAC, 1.4e-05 s at 1 GMAC/s; peak 0.0192 MiB "
-        "beside the factors of one layer",
+        (
+            "kernel [5, 6, 5, 6] (full), 0.00687 MiB; contractions 1.42e-05 GMAC, 1.4e-05 s at 1 GMAC/s; peak 0.0192 MiB "
+            "beside the factors of one layer"
+        ),
     ]
 
 

@@ -351,8 +351,9 @@ def test_an_error_outside_the_proof_samples_is_caught(outputs, with_x2, monkeypa
         empirical_ntk(net, x1, x2 if with_x2 else None, outputs=outputs)
     (gap,) = caught.value.gaps
     assert caught.value.parameters == ("the sum over parameters",)
-    assert str(caught.value) == (
-        f"The completeness proof failed for 'the sum over parameters' (relative gap {gap:.1e}). Every part was right on "
+    assert (
+        str(caught.value)
+        == f"The completeness proof failed for 'the sum over parameters' (relative gap {gap:.1e}). Every part was right on "
         "its own: please report this model."
     )
 

@@ -125,9 +125,10 @@ def test_samples_that_interact():
     with pytest.raises(SampleInteractionError) as caught:
         empirical_ntk(net(lambda s, x: s.a(x) - s.a(x).mean(0)), x())
     gap = re.search(r"change by (\S+) when", str(caught.value))[1]
-    assert str(caught.value) == (
-        f"The outputs for 4 of the samples change by {gap} when the others are left out of the batch, so samples interact and a "
-        f"per-sample kernel is not defined. Batch statistics or attention over the batch axis do this; use model.eval() or remove it."
+    assert (
+        str(caught.value)
+        == f"The outputs for 4 of the samples change by {gap} when the others are left out of the batch, so samples interact and a "
+        "per-sample kernel is not defined. Batch statistics or attention over the batch axis do this; use model.eval() or remove it."
     )
 
 
@@ -142,22 +143,26 @@ def test_random_forward():
     with pytest.raises(NondeterministicModelError) as caught:
         empirical_ntk(net(lambda s, x: s.a(x) + torch.rand(3)), x())
     gap = re.search(r"differ by (\S+)\. A", str(caught.value))[1]
-    assert str(caught.value) == (
-        f"Two evaluations of the model on the same input differ by {gap}. A kernel needs a deterministic model: "
-        f"call model.eval(), and fix any random draws in its forward."
+    assert (
+        str(caught.value) == f"Two evaluations of the model on the same input differ by {gap}. A kernel needs a deterministic model: "
+        "call model.eval(), and fix any random draws in its forward."
     )
 
 
 OUTPUTS = [
     (
         lambda s, x: (s.a(x), x),
-        "The model returned a tuple; a kernel needs one tensor of outputs. Wrap it in a module that returns the "
-        "tensor, such as out.logits[:, -1].",
+        (
+            "The model returned a tuple; a kernel needs one tensor of outputs. Wrap it in a module that returns the "
+            "tensor, such as out.logits[:, -1]."
+        ),
     ),
     (
         lambda s, x: {"logits": s.a(x)},
-        "The model returned a dict; a kernel needs one tensor of outputs. Wrap it in a module that returns the tensor, "
-        "such as out.logits[:, -1].",
+        (
+            "The model returned a dict; a kernel needs one tensor of outputs. Wrap it in a module that returns the tensor, "
+            "such as out.logits[:, -1]."
+        ),
     ),
     (
         lambda s, x: s.a(x).argmax(1),
@@ -273,8 +278,9 @@ def test_strict_with_an_uncovered_parameter(prove):
     for _ in range(2):
         with pytest.raises(UnsupportedLayerError) as caught:
             empirical_ntk(model, x(), strict=True, prove=prove)
-        assert str(caught.value) == (
-            "strict=True, and no rule covers 'w' (mul has no rule), 'u' (matmul has no rule). Leave strict off to compute "
+        assert (
+            str(caught.value)
+            == "strict=True, and no rule covers 'w' (mul has no rule), 'u' (matmul has no rule). Leave strict off to compute "
             "these parameters by "
             "autograd, or register a rule with mechfeat.ntk.register_rule."
         )

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mechfeat import Ablate, HookedModel, Replace, Steer
 from mechfeat.bench.oracles import ntk as oracle
-from mechfeat.errors import NondeterministicModelError, ProofError, SampleInteractionError
+from mechfeat.errors import NondeterministicModelError, ProofError, SampleInteractionError, UnsupportedLayerError
 from mechfeat.models import mlp
 from mechfeat.ntk import empirical_ntk, plan
 from mechfeat.ntk.capture import Capture
@@ -53,7 +53,7 @@ def test_view_made_before_the_call():
     net = Net(lambda s, x: F.linear(x, s.view), w=P(4, 5))
     net.view = net.w.view(4, 5)
     result = assert_all_exact(net, torch.randn(6, 5), w="exact")
-    assert "proof" in result.coverage[0].detail
+    assert result.coverage[0].detail == "it is used out of sight of torch functions"
 
 
 def test_alias_in_a_list_is_not_lost():
@@ -401,3 +401,44 @@ def test_nothing_is_kept_alive(failing):
     gc.collect()
     assert alive
     assert not [c for c in alive if c() is not None]
+
+
+def test_a_parameter_used_out_of_sight_is_found_in_the_graph():
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.save_for_backward(x, w)
+            return x * w
+
+        @staticmethod
+        def backward(ctx, g):
+            x, w = ctx.saved_tensors
+            return g * w, (g * x).sum(0)
+
+    net = Net(lambda s, x: Scaled.apply(s.a(x), s.w), a=nn.Linear(5, 3), w=nn.Parameter(torch.randn(3)))
+    x = torch.randn(6, 5)
+    result = empirical_ntk(net, x, prove="never")
+    assert {c.parameter: c.path for c in result.coverage}["w"] == "exact"
+    want = sum(oracle.empirical_ntk(net, x).values())
+    assert float((result.kernel - want).abs().max() / want.abs().max()) <= 1e-12
+
+
+def test_a_strict_failure_is_not_taken_for_a_proof():
+    """A view made once keeps its graph, so that neither rule nor functional call sees the parameter through it."""
+
+    class Cached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.W = nn.Parameter(torch.randn(5, 3))
+            self.turned = self.W.T
+
+        def forward(self, x):
+            return x @ self.turned.T
+
+    net, x = Cached(), torch.randn(6, 5)
+    with pytest.raises((ProofError, UnsupportedLayerError)):
+        empirical_ntk(net, x, strict=True)
+    want = sum(oracle.empirical_ntk(net, x).values())
+    for _ in range(2):
+        result = empirical_ntk(net, x)
+        assert float((result.kernel - want).abs().max() / want.abs().max()) <= 1e-12

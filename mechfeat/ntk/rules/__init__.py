@@ -4,7 +4,12 @@ A rule belongs to a torch function, not to a module class, so a module, a functi
 bare parameter are one case. A rule may be wrong: the completeness proof decides, and what fails goes to the exact path.
 """
 
-from mechfeat.ntk.rules import conv, embedding, linear, norm  # noqa: F401 - importing a rule's module registers it; the registry comes first
+from mechfeat.ntk.rules import (
+    conv,
+    embedding,
+    linear,
+    norm,
+)
 from mechfeat.ntk.rules.registry import Call, Unfit, Use, register_rule, registrations, rule_for
 
-__all__ = ["Call", "Unfit", "Use", "register_rule", "registrations", "rule_for"]
+__all__ = ["Call", "Unfit", "Use", "conv", "embedding", "linear", "norm", "register_rule", "registrations", "rule_for"]
