@@ -41,6 +41,7 @@ class CifarResNet(nn.Module):
         He et al. 2016, *Deep Residual Learning for Image Recognition*, section 4.2.
 
     Example:
+        >>> import torch
         >>> CifarResNet(8, width=4).eval()(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
