@@ -126,10 +126,15 @@ def oracle_kernel(module: nn.Module, x: Tensor, chunk: int = 8) -> Tensor:
     Returns:
         ``[n o n o]``.
     """
-    rows = []
-    for a in x.split(chunk):
-        rows.append(torch.cat([torch.stack(list(oracle.empirical_ntk(module, a, b).values())).sum(0) for b in x.split(chunk)], 2))
-    return torch.cat(rows)
+    parts = x.split(chunk)
+    blocks: dict[tuple[int, int], Tensor] = {}
+    for i, a in enumerate(parts):
+        J = oracle.jacobian(module, a)
+        for j, b in enumerate(parts[: i + 1]):
+            other = J if i == j else oracle.jacobian(module, b)
+            blocks[i, j] = torch.stack([torch.einsum("nap,mbp->namb", J[name], other[name]) for name in J]).sum(0)
+            blocks[j, i] = blocks[i, j].permute(2, 3, 0, 1)
+    return torch.cat([torch.cat([blocks[i, j] for j in range(len(parts))], 2) for i in range(len(parts))])
 
 
 def peak_bytes(problem: Problem, method: Method) -> int | None:

@@ -17,10 +17,7 @@ from mechfeat.superposition import (
 )
 from tests.strategies import batched_matrices, matrices, orthogonal
 
-METRICS = {
-    f.__name__: f
-    for f in (feature_dimensionality, interference, features_per_dimension, effective_rank, participation_ratio)
-}
+METRICS = {f.__name__: f for f in (feature_dimensionality, interference, features_per_dimension, effective_rank, participation_ratio)}
 PER_FEATURE = ("feature_dimensionality", "interference")
 SCALE_FREE = ("feature_dimensionality", "effective_rank", "participation_ratio")
 every_metric = pytest.mark.parametrize("name", METRICS)
@@ -234,9 +231,9 @@ def test_nan_is_not_hidden(name):
     if name == "effective_rank":
         with pytest.raises(NonFiniteError) as error:
             effective_rank(W)
-        assert str(error.value) == (
-            "W, of shape [2, 2], holds NaN or infinity, and its singular values do not exist. "
-            "`torch.isfinite(W)` shows where."
+        assert (
+            str(error.value)
+            == "W, of shape [2, 2], holds NaN or infinity, and its singular values do not exist. `torch.isfinite(W)` shows where."
         )
     else:
         assert METRICS[name](W).isnan().all()
@@ -267,7 +264,7 @@ def test_strides_do_not_matter(name):
 def test_no_features_or_no_dimensions(name, shape, unchecked):
     with pytest.raises(ShapeError) as error:
         METRICS[name](torch.ones(shape))
-    assert str(error.value) == (
-        f"W has shape {list(shape)}. Superposition is measured on [feature hidden], after any instance axes, with at "
-        f"least one feature and one hidden dimension."
+    assert (
+        str(error.value) == f"W has shape {list(shape)}. Superposition is measured on [feature hidden], after any instance axes, with at "
+        "least one feature and one hidden dimension."
     )
