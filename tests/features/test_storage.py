@@ -25,9 +25,7 @@ json_values = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.tuples(inner, inner)
-        | st.dictionaries(
-            st.text(max_size=4) | st.sampled_from(["$tensor", "$type", "$tuple", "$dict"]), inner, max_size=3
-        )
+        | st.dictionaries(st.text(max_size=4) | st.sampled_from(["$tensor", "$type", "$tuple", "$dict"]), inner, max_size=3)
     ),
     max_leaves=8,
 )
@@ -62,9 +60,7 @@ def test_tensors_come_back_bit_for_bit(tmp_path, tensor):
 
 
 def test_nested_values_come_back(tmp_path):
-    feature = Feature(
-        "conv1", torch.tensor([3.0, 4.0]), "edge", {"method": "mean", "limits": (1, 2.5), "by": [None, True]}
-    )
+    feature = Feature("conv1", torch.tensor([3.0, 4.0]), "edge", {"method": "mean", "limits": (1, 2.5), "by": [None, True]})
     samples = Samples(torch.ones(2, 2), torch.tensor([0, 1]), "conv1", 2, ("sample", "channel"), (2, 2))
     value = Finding(
         value=0.5, n=3, seed=1, null=torch.linspace(0, 1, 5), interval=(0.25, 0.75),
@@ -140,8 +136,7 @@ def test_a_safetensors_file_of_another_program(tmp_path):
     with pytest.raises(FileFormatError) as error:
         load(path)
     assert str(error.value) == (
-        f"{str(path)!r} has format None, and this version reads 'mechfeat/1'. "
-        f"It was written by something else or by another version."
+        f"{str(path)!r} has format None, and this version reads 'mechfeat/1'. It was written by something else or by another version."
     )
 
 
@@ -164,8 +159,7 @@ def test_a_header_that_does_not_fit(tmp_path, unchecked, value, reason):
     with pytest.raises(FileFormatError) as error:
         load(path)
     assert str(error.value) == (
-        f"{str(path)!r} has a header that does not describe its tensors ({reason}). "
-        f"It is damaged, or a class in it has changed since."
+        f"{str(path)!r} has a header that does not describe its tensors ({reason}). It is damaged, or a class in it has changed since."
     )
 
 
@@ -174,10 +168,7 @@ def test_a_class_that_is_not_known_here(tmp_path):
     save_file({}, path, metadata={"format": "mechfeat/1", "value": json.dumps({"$type": "Unheard", "fields": {}})})
     with pytest.raises(FileFormatError) as error:
         load(path)
-    assert (
-        str(error.value)
-        == "The file holds a 'Unheard', which is not known here. Import the module that defines it first."
-    )
+    assert str(error.value) == "The file holds a 'Unheard', which is not known here. Import the module that defines it first."
 
 
 def test_an_absent_file(tmp_path):

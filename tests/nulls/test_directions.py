@@ -39,8 +39,7 @@ def test_directions_have_no_preferred_axis():
 
 def test_float32_is_the_float64_draw_rounded():
     double, single = (
-        random_directions(3, 4, generator=torch.Generator().manual_seed(1), dtype=dtype)
-        for dtype in (torch.float64, torch.float32)
+        random_directions(3, 4, generator=torch.Generator().manual_seed(1), dtype=dtype) for dtype in (torch.float64, torch.float32)
     )
     assert torch.equal(double.float(), single)
 
@@ -49,9 +48,7 @@ def test_float32_is_the_float64_draw_rounded():
 def test_impossible_sizes(n, m):
     with pytest.raises(ShapeError) as error:
         random_directions(n, m, generator=torch.Generator())
-    assert str(error.value) == (
-        f"{n} directions in {m} channels do not exist. Ask for zero or more directions in at least one channel."
-    )
+    assert str(error.value) == (f"{n} directions in {m} channels do not exist. Ask for zero or more directions in at least one channel.")
 
 
 def test_dtype_without_fractions():
