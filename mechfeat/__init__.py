@@ -33,24 +33,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = (
-    "bench",
-    "circuits",
-    "data",
-    "errors",
-    "evidence",
-    "features",
-    "hooks",
-    "kernels",
-    "models",
-    "ntk",
-    "nulls",
-    "plots",
-    "probes",
-    "report",
-    "superposition",
-)
-
 __all__ = [
     "Ablate",
     "ActivationCache",
@@ -84,7 +66,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in _MODULES:
+    if name in __all__:  # what is not bound above is a package
         return importlib.import_module(f"mechfeat.{name}")
     raise AttributeError(f"module 'mechfeat' has no attribute {name!r}")
 
