@@ -1,18 +1,9 @@
-.PHONY: check check-installed test full docs bench tour
+.PHONY: check test full docs bench tour
 
 check:
 	pip install -q -c constraints.txt -e ".[test,docs,dev]"
 	pytest
-	$(MAKE) check-installed
-
-# What follows the plain test run, in an environment that has the extras test, docs and dev.
-check-installed: full
-	ruff check .
-	ruff format --check .
-	mypy
-	lint-imports
-	$(MAKE) docs
-	mechfeat bench ntk --smoke
+	bash .ci/checks
 
 test:
 	pytest

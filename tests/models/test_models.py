@@ -1,11 +1,9 @@
-import os
-from pathlib import Path
-
 import pytest
 import torch
 
 from mechfeat.errors import ShapeError
 from mechfeat.models import CifarResNet, DigitsCNN, ToyAutoencoder, mlp, train
+from tests import real
 
 
 def test_toy_autoencoder_is_its_formula():
@@ -46,28 +44,7 @@ def test_errors():
 
 @pytest.mark.full
 def test_published_resnet_20_weights_load_and_classify():
-    root = os.environ.get("MECHFEAT_DATA")
-    if not root or not Path(root).exists():
-        pytest.skip("MECHFEAT_DATA is not set: no published weights here")
-    import io
-    import zipfile
-
-    from PIL import Image
-    from safetensors.torch import load_file
-
-    model = CifarResNet(20).float()
-    model.load_state_dict(load_file(Path(root, "resnet_cifar10", "resnet20.safetensors")))
-    model.eval()
-    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    images, labels = [], []
-    with zipfile.ZipFile(Path(root, "cifar10_jpg_subset", "test_200_per_class.zip")) as archive:
-        for entry in sorted(e for e in archive.namelist() if e.lower().endswith((".jpg", ".jpeg", ".png"))):
-            kind = next(i for i, n in enumerate(names) if n in entry.lower())
-            raw = bytearray(Image.open(io.BytesIO(archive.read(entry))).convert("RGB").tobytes())
-            images.append(torch.frombuffer(raw, dtype=torch.uint8).view(32, 32, 3).permute(2, 0, 1).float() / 255)
-            labels.append(kind)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    x, y = ((torch.stack(images) - mean.float()) / std.float()), torch.tensor(labels)
+    model, (x, y) = real.resnet20(), real.cifar_test_images()
     with torch.no_grad():
         right = torch.cat([model(part).argmax(1) for part in x.split(200)]) == y
     # PROVENANCE.md of the weights gives 81.35 % on these 2,000 recompressed images.
