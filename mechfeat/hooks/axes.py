@@ -22,6 +22,15 @@ _CHANNEL_FIRST = (
     nn.Dropout3d,
     nn.Upsample,
 )
+_ATTENTION = {
+    "q": ("sample", "head", "pos", "channel"),
+    "k": ("sample", "head", "pos", "channel"),
+    "v": ("sample", "head", "pos", "channel"),
+    "z": ("sample", "head", "pos", "channel"),
+    "scores": ("sample", "head", "query", "key"),
+    "pattern": ("sample", "head", "query", "key"),
+    "result": ("sample", "pos", "head", "channel"),
+}
 _CHANNEL_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)
 _SEQUENCES = (
     nn.TransformerEncoder,
@@ -61,6 +70,15 @@ class AxisNamer:
         for key in (f"{path}:{port}", path):
             if key in self._given and len(self._given[key]) == ndim:
                 return self._given[key]
+        if port in _ATTENTION:
+            names = _ATTENTION[port]
+            return (
+                names
+                if ndim == 4
+                else tuple(n for n in names if n != "head")
+                if ndim == 3
+                else ("sample", *(f"axis{i}" for i in range(1, ndim)))
+            )
         module = self._modules.get(path)
         unknown = ("sample", *(f"axis{i}" for i in range(1, ndim)))[:ndim]
         if ndim <= 1:

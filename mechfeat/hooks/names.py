@@ -7,7 +7,8 @@ from functools import lru_cache
 
 from mechfeat.errors import EmptyGlobError, HookNameError, OptionError
 
-SIDES = ("in", "out", "*")  # where a port can begin
+ATTENTION_PORTS = ("q", "k", "v", "scores", "pattern", "z", "result")
+SIDES = ("in", "out", "*", *ATTENTION_PORTS)  # how a port can begin
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
 
@@ -100,6 +101,22 @@ class Pattern:
             raise OptionError("hook name", text, ("path", "path:in", "path:out.0", "path#1", "path:in.mask#*"))
         path, port, call = match.groups()
         return cls(text, path, port or "out", call)
+
+    @property
+    def side(self) -> str:
+        """``in``, ``out``, an attention port, or ``*`` for inputs and outputs."""
+        return self.port.partition(".")[0]
+
+    def takes(self, side: str) -> bool:
+        """Whether values of one side are selected; ``*`` stands for inputs and outputs.
+
+        Args:
+            side: ``in``, ``out`` or an attention port.
+
+        Returns:
+            True if they are.
+        """
+        return self.side == side or (self.side == "*" and side in ("in", "out"))
 
     @property
     def is_glob(self) -> bool:
@@ -197,7 +214,7 @@ def split_unknown(wanted: Sequence[Pattern], paths: Sequence[str]) -> tuple[list
     found: list[tuple[Pattern, list[str]]] = []
     unknown: list[Pattern] = []
     for pattern in wanted:
-        if pattern.port.partition(".")[0] not in SIDES:
+        if pattern.side not in SIDES:
             hits = []
         elif "*" in pattern.path:
             hits = [p for p in paths if pattern.matches_path(p)]

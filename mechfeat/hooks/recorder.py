@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mechfeat.errors import GradientError, HookNotReachedError, StaleActivationError
+from mechfeat.errors import GradientError, HookNotReachedError, PortError, StaleActivationError
+from mechfeat.hooks.attention import NOTE
 from mechfeat.hooks.cache import ActivationCache, Capture
-from mechfeat.hooks.names import HookName, Pattern, numbered, unknown_name
+from mechfeat.hooks.names import ATTENTION_PORTS, SIDES, HookName, Pattern, numbered, unknown_name
 from mechfeat.hooks.scope import ModelScope, Site
 
 
@@ -80,7 +81,7 @@ class Recorder(ModelScope):
                     return None
                 paths += [p for p in tuple(self._memory.points) if pattern.matches_path(p)]
             for path in paths or [pattern.path]:
-                for side in ("in", "out") if pattern.port.startswith("*") else (pattern.port.partition(".")[0],):
+                for side in ("in", "out") if pattern.side == "*" else (pattern.side,):
                     if pattern.call not in (None, "*"):
                         need = int(pattern.call or 0) + 1
                     elif (path, side) in counts:
@@ -133,8 +134,9 @@ class Recorder(ModelScope):
         """Note that all calls of this pass were seen."""
         self.ended = True
 
-    def _listens(self, path: str, side: str) -> bool:
-        return any(p.port.partition(".")[0] in (side, "*") for p in self.wanted.get(path, ()))
+    def _fired(self, path: str, patterns: Sequence[Pattern]) -> bool:
+        """Whether a module was called; a glob over an attention port says nothing about modules without attention."""
+        return any(key[0] == path for key in self.calls) or all(p.side in ATTENTION_PORTS and p.is_glob for p in patterns)
 
     def _shown(self, names: Iterable[HookName]) -> list[str]:
         names = list(names)
@@ -154,9 +156,10 @@ class Recorder(ModelScope):
         """
         self._memory.points.update(self.points_seen)
         if self.ended:
-            asked = [(path, side) for path in self.wanted for side in ("in", "out")] + [(p, "out") for p in self.points_seen]
+            sides = [s for s in SIDES if s != "*"]
+            asked = [(path, s) for path, patterns in self.wanted.items() for s in sides if any(p.takes(s) for p in patterns)]
             counts = self._memory.calls.setdefault(self._signature, {})
-            counts.update({key: self.calls.get(key, 0) for key in asked if key in self.calls or self._listens(*key)})
+            counts.update({key: self.calls.get(key, 0) for key in [*asked, *((p, "out") for p in self.points_seen)]})
         unmatched = self.unmatched()
         if unmatched:
             raise unknown_name(unmatched[0], self.known())
@@ -170,10 +173,14 @@ class Recorder(ModelScope):
                 self._memory.overwritten[key] = True
         missed = [p for p in self.requests if not p.is_glob and p not in self._reached]
         if missed:
+            attention = [p for p in missed if p.side in ATTENTION_PORTS and p.path not in self.attention_seen]
+            if attention:
+                callers = [str(HookName(path, attention[0].side)) for path in self.attention_seen]
+                raise PortError(attention[0].text, "this module calls no attention that can be made explicit", callers)
             raise HookNotReachedError([p.text for p in missed], self._shown(self.captures))
         if stale:
             raise StaleActivationError(self._shown(stale))
-        unreached = [str(HookName(path)) for path in self.wanted if (path, "out") not in self.calls and (path, "in") not in self.calls]
+        unreached = [str(HookName(path)) for path, patterns in self.wanted.items() if not self._fired(path, patterns)]
         if not self.captures:
             raise HookNotReachedError([p.text for p in self.requests], [])
         return ActivationCache(
@@ -184,7 +191,7 @@ class Recorder(ModelScope):
             reached_end=self.ended,
             fired=self.calls,
             alias=self.site.alias,
-            notes=_notes(self.site),
+            notes=[*_notes(self.site), *([NOTE] if self.attention_seen else [])],
         )
 
 

@@ -6,7 +6,6 @@ threads that run the same model meanwhile see nothing.
 """
 
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 
 from mechfeat import points
 from mechfeat.errors import DtypeError, OptionError, PortError, UnsupportedModelError
+from mechfeat.hooks.attention import ExplicitAttention
 from mechfeat.hooks.axes import AxisNamer
-from mechfeat.hooks.names import HookName, Pattern, split_unknown, unknown_name
+from mechfeat.hooks.names import ATTENTION_PORTS, HookName, Pattern, split_unknown, unknown_name
+from mechfeat.hooks.registration import REGISTRATION
 from mechfeat.hooks.values import leaves, substitute
-
-_REGISTRATION = threading.Lock()  # nn.Module's hook tables are plain dicts, and two threads may register on one model
 
 
 class Site:
@@ -103,6 +102,7 @@ class ModelScope:
                 self.wanted.setdefault(path, []).append(pattern)
         self.calls: dict[tuple[str, str], int] = {}
         self.points_seen: dict[str, None] = dict.fromkeys(known_points)
+        self.attention_seen: dict[str, None] = {}  # modules that called attention
         self.inside = 0  # depth of forward passes of the root that are under way
 
     def visit(self, x: Tensor, name: HookName, patterns: Sequence[Pattern]) -> Tensor:
@@ -134,13 +134,13 @@ class ModelScope:
     def open(self) -> Iterator[None]:
         """Hooks in place and scope active until the block ends."""
         with ExitStack() as handles:
-            with _REGISTRATION:
+            with REGISTRATION:
                 root = self.site.module
                 # First of all, so that a pass which fails in another pre-hook was counted in before it is counted out.
                 handles.callback(root.register_forward_pre_hook(self._root_enters, prepend=True).remove)
                 for path, patterns in self.wanted.items():
                     module = self.site.modules[path]
-                    sides = {p.port.partition(".")[0] for p in patterns}
+                    sides = {p.side for p in patterns}
                     if sides & {"in", "*"}:
                         handles.callback(module.register_forward_pre_hook(self._enters(path), with_kwargs=True).remove)
                     if sides & {"out", "*"}:
@@ -149,6 +149,8 @@ class ModelScope:
                 handles.callback(root.register_forward_hook(self._root_leaves).remove)
                 handles.callback(root.register_forward_hook(self._root_ends, always_call=True).remove)
             handles.enter_context(points.entered(self))
+            if any(p.side in ATTENTION_PORTS for p in self.requests):
+                handles.enter_context(ExplicitAttention(self.site.module, self).installed())
             yield
 
     def at_point(self, x: Tensor, name: str, within: nn.Module | None) -> Tensor:
@@ -167,6 +169,18 @@ class ModelScope:
         self.points_seen[name] = None
         patterns = [p for p in self.point_patterns if p.matches_path(name)]
         return self._visited(x, name, "out", patterns) if patterns else x
+
+    def at_attention(self, x: Tensor, port: str, owner: nn.Module) -> Tensor:
+        """Handle a step of attention, called by ``owner``."""
+        path = self.site.path_of.get(id(owner))
+        if path is None or not self.inside:
+            return x
+        self.attention_seen[path] = None
+        return self._visited(x, path, port, self.wanted.get(path, ()))
+
+    def wants_result(self, owner: nn.Module) -> bool:
+        """Whether the parts of the heads in the output of ``owner`` were asked for: they are computed only then."""
+        return any(p.side == "result" for p in self.wanted.get(self.site.path_of.get(id(owner), " "), ()))
 
     def unmatched(self) -> list[Pattern]:
         """Requests that match neither a module nor any point seen so far."""
@@ -222,7 +236,7 @@ class ModelScope:
     def _visited(self, value: Any, path: str, side: str, patterns: Sequence[Pattern]) -> Any:
         call = self.calls.get((path, side), 0)
         self.calls[path, side] = call + 1
-        patterns = [p for p in patterns if p.port.partition(".")[0] in (side, "*") and p.call in (None, "*", str(call))]
+        patterns = [p for p in patterns if p.takes(side) and p.call in (None, "*", str(call))]
         if patterns:
             changed: dict[str, Tensor] = {}
             parts = list(leaves(value, side))
