@@ -108,7 +108,7 @@ def compare(problem: Problem, methods: Sequence[Method], *, repeats: int = 7, me
                 peak_bytes=peak_bytes(problem, m) if memory else None,
                 error=errors[m.name],
                 torch=torch.__version__,
-                commit=_commit(),
+                commit=commit(),
                 date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             )
         )
@@ -187,7 +187,12 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([f"{first.problem}, {first.dtype}, {first.threads} threads, {first.runs} runs", *lines])
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit of this checkout.
+
+    Returns:
+        Its short hash; ``unknown`` where there is no git or no checkout.
+    """
     try:
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,7 +1,7 @@
 """The result of one run: hook name → activation."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -21,12 +21,10 @@ class Capture:
 
     Attributes:
         value: The activation: detached and sharing memory, a copy, or (``grad=True``) the node of the graph.
-        axes: Its axis names.
         version: Its version number when it was recorded; None where it cannot be overwritten or has no version number.
     """
 
     value: Tensor
-    axes: tuple[str, ...]
     version: int | None
 
     @property
@@ -51,6 +49,7 @@ class ActivationCache(Mapping[str, Tensor]):
         self,
         captures: Mapping[HookName, Capture],
         *,
+        axes: Callable[[HookName, int], tuple[str, ...]],
         unreached: Sequence[str] = (),
         skipped: Mapping[str, str] = MappingProxyType({}),
         grad: bool = False,
@@ -64,7 +63,9 @@ class ActivationCache(Mapping[str, Tensor]):
             self._calls[name.path, name.port] = self._calls.get((name.path, name.port), 0) + 1
         # Calls that were not recorded count as well: "relu" is ambiguous where relu#0 alone was asked for and relu fires twice.
         self._fired = {(n.path, n.port): max(self._calls[n.path, n.port], fired.get((n.path, n.side), 0)) for n in captures}
-        self._captures = {str(shown): captures[name] for name, shown in numbered(captures, self._fired)}
+        self._names = {str(shown): name for name, shown in numbered(captures, self._fired)}
+        self._captures = {shown: captures[name] for shown, name in self._names.items()}
+        self._axes = axes  # asked when needed: naming the axes of every point would cost as much as recording it
         self._alias = dict(alias)
         self.unreached, self.skipped, self.reached_end = tuple(unreached), MappingProxyType(dict(skipped)), reached_end
         self.notes, self._grad = tuple(notes), grad
@@ -73,7 +74,7 @@ class ActivationCache(Mapping[str, Tensor]):
         if text in self._captures:
             return text, self._captures[text]
         name = HookName.parse(text)
-        name = replace(name, path=self._alias.get(name.path, name.path))
+        name = name._replace(path=self._alias.get(name.path, name.path))
         ports = [port for path, port in self._calls if path == name.path and (port == name.port or port.startswith(name.port + "."))]
         if not ports:
             raise self._absent(text)
@@ -124,7 +125,7 @@ class ActivationCache(Mapping[str, Tensor]):
         return self[name] if name in self else default  # noqa: SIM401 - this is the get
 
     def __repr__(self) -> str:
-        rows = [f"  {name}  {' '.join(f'{a}={s}' for a, s in zip(c.axes, c.value.shape))}" for name, c in self._captures.items()]
+        rows = [f"  {name}  {' '.join(f'{a}={s}' for a, s in zip(self.axes(name), c.value.shape))}" for name, c in self._captures.items()]
         notes = [f"  not reached: {', '.join(self.unreached)}"] if self.unreached else []
         notes += [f"  note: {note}" for note in self.notes]
         return "\n".join([f"ActivationCache of {len(self)} hook points", *rows, *notes])
@@ -138,7 +139,8 @@ class ActivationCache(Mapping[str, Tensor]):
         Returns:
             One name an axis, such as ``("sample", "channel", "height", "width")``.
         """
-        return self._find(name)[1].axes
+        key, capture = self._find(name)
+        return self._axes(self._names[key], capture.value.ndim)
 
     def calls(self, name: str) -> int:
         """How many calls of a hook point were recorded.
@@ -170,7 +172,7 @@ class ActivationCache(Mapping[str, Tensor]):
             OptionError: ``positions`` is none of the above.
         """
         key, capture = self._find(name)
-        axes = capture.axes
+        axes = self.axes(key)
         if "sample" not in axes or "channel" not in axes:
             raise SelectorError(
                 f"{key!r} has axes {axes}, of which none is known to be the channel. Name them: "

@@ -1,7 +1,6 @@
 """Editing: the scope that puts other values in place."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -34,7 +33,7 @@ class Editor(ModelScope):
                 continue
             if name.call and self.inside and not pattern.is_glob and pattern.call is None:
                 raise AmbiguousCallError(str(HookName(name.path, name.port)), name.call + 1)
-            shown = name if pattern.call is not None else replace(name, call=None)
+            shown = name if pattern.call is not None else name._replace(call=None)
             x = edit.at(str(shown)).apply(x, axes)
             self._fired[i] += 1
         return x

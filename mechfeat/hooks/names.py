@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 from mechfeat.errors import EmptyGlobError, HookNameError, OptionError
 
@@ -12,8 +13,7 @@ SIDES = ("in", "out", "*", *ATTENTION_PORTS)  # how a port can begin
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
 
-@dataclass(frozen=True, slots=True)
-class HookName:
+class HookName(NamedTuple):
     """Address of a place where an activation passes.
 
     Attributes:
@@ -60,7 +60,7 @@ class HookName:
         return self.port.partition(".")[0]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pattern:
     """What one requested string selects: a literal name, or a glob (``*`` within a level, ``**`` across levels).
 
@@ -102,7 +102,7 @@ class Pattern:
         path, port, call = match.groups()
         return cls(text, path, port or "out", call)
 
-    @property
+    @cached_property
     def side(self) -> str:
         """``in``, ``out``, an attention port, or ``*`` for inputs and outputs."""
         return self.port.partition(".")[0]
@@ -118,7 +118,7 @@ class Pattern:
         """
         return self.side == side or (self.side == "*" and side in ("in", "out"))
 
-    @property
+    @cached_property
     def is_glob(self) -> bool:
         """Whether it is one name among a set: path or port hold a ``*``, or a predicate selected it.
 
@@ -251,4 +251,4 @@ def numbered(names: Iterable[HookName], fired: Mapping[tuple[str, str], int]) ->
         Each name as given, and as it is shown.
     """
     for name in names:
-        yield name, replace(name, call=None) if fired[name.path, name.port] == 1 else name
+        yield name, name._replace(call=None) if fired[name.path, name.port] == 1 else name

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mechfeat.errors import GradientError, HookNotReachedError, PortError, StaleActivationError
 from mechfeat.hooks.attention import NOTE
 from mechfeat.hooks.cache import ActivationCache, Capture
-from mechfeat.hooks.names import ATTENTION_PORTS, SIDES, HookName, Pattern, numbered, unknown_name
+from mechfeat.hooks.names import ATTENTION_PORTS, HookName, Pattern, numbered, unknown_name
 from mechfeat.hooks.scope import ModelScope, Site
 
 
@@ -63,7 +63,7 @@ class Recorder(ModelScope):
         self.skipped: dict[HookName, str] = {}
         self._memory, self._grad, self._clone = memory, grad, clone
         self._watched: dict[HookName, tuple[Tensor, int]] = {}
-        self._reached: set[Pattern] = set()
+        self._reached: set[int] = set()  # by identity: hashing a request at every point would cost more than recording it
         self._signature = signature
         self._left = self._calls_until_done(memory.calls.get(signature, {})) if stop else None
         self.ended = False
@@ -93,8 +93,7 @@ class Recorder(ModelScope):
 
     def visit(self, x: Tensor, name: HookName, patterns: Sequence[Pattern]) -> Tensor:
         """Keep a value; with ``grad=True`` hand on what may be overwritten without harm to it."""
-        self._reached.update(patterns)
-        axes = self.site.axes(name, x.ndim)
+        self._reached.update(map(id, patterns))
         key = (name.path, name.port, *self._mode)
         known = self._memory.overwritten.get(key)
         inference = x.is_inference()
@@ -107,16 +106,16 @@ class Recorder(ModelScope):
                 # A node of its own, so that its gradient is that of this module's argument alone. Where it must last, it is no
                 # view either: a view follows what is written to x.
                 node = node.clone() if copy else node.view_as(node)
-            self.captures[name] = Capture(node, axes, None if copy else node._version)
+            self.captures[name] = Capture(node, None if copy else node._version)
             # The network goes on with a copy, so that writing in place cannot change the recorded node or its place in the graph.
             return node.clone() if copy else node
         value = x.detach()
         if copy:
-            self.captures[name] = Capture(value.clone(), axes, None)
+            self.captures[name] = Capture(value.clone(), None)
             if not inference:
                 self._watched[name] = (value, value._version)
         else:
-            self.captures[name] = Capture(value, axes, None if inference else value._version)
+            self.captures[name] = Capture(value, None if inference else value._version)
         return x
 
     def skip(self, value: object, name: HookName) -> None:
@@ -133,10 +132,6 @@ class Recorder(ModelScope):
     def completed(self) -> None:
         """Note that all calls of this pass were seen."""
         self.ended = True
-
-    def _fired(self, path: str, patterns: Sequence[Pattern]) -> bool:
-        """Whether a module was called; a glob over an attention port says nothing about modules without attention."""
-        return any(key[0] == path for key in self.calls) or all(p.side in ATTENTION_PORTS and p.is_glob for p in patterns)
 
     def _shown(self, names: Iterable[HookName]) -> list[str]:
         names = list(names)
@@ -156,8 +151,7 @@ class Recorder(ModelScope):
         """
         self._memory.points.update(self.points_seen)
         if self.ended:
-            sides = [s for s in SIDES if s != "*"]
-            asked = [(path, s) for path, patterns in self.wanted.items() for s in sides if any(p.takes(s) for p in patterns)]
+            asked = [(path, side) for path in self.wanted for side in self.sides(path)]
             counts = self._memory.calls.setdefault(self._signature, {})
             counts.update({key: self.calls.get(key, 0) for key in [*asked, *((p, "out") for p in self.points_seen)]})
         unmatched = self.unmatched()
@@ -171,7 +165,7 @@ class Recorder(ModelScope):
                 self._memory.overwritten[key] = self._memory.overwritten.get(key, False) or value._version != version
             elif capture.stale:
                 self._memory.overwritten[key] = True
-        missed = [p for p in self.requests if not p.is_glob and p not in self._reached]
+        missed = [p for p in self.requests if not p.is_glob and id(p) not in self._reached]
         if missed:
             attention = [p for p in missed if p.side in ATTENTION_PORTS and p.path not in self.attention_seen]
             if attention:
@@ -180,11 +174,15 @@ class Recorder(ModelScope):
             raise HookNotReachedError([p.text for p in missed], self._shown(self.captures))
         if stale:
             raise StaleActivationError(self._shown(stale))
-        unreached = [str(HookName(path)) for path, patterns in self.wanted.items() if not self._fired(path, patterns)]
+        called = {path for path, _ in self.calls}
+        # A glob over an attention port says nothing about modules without attention.
+        silent = [path for path in self.wanted if path not in called]
+        unreached = [str(HookName(p)) for p in silent if not all(q.side in ATTENTION_PORTS and q.is_glob for q in self.wanted[p])]
         if not self.captures:
             raise HookNotReachedError([p.text for p in self.requests], [])
         return ActivationCache(
             self.captures,
+            axes=self.site.axes,
             unreached=unreached,
             skipped=dict(zip(self._shown(self.skipped), self.skipped.values())),
             grad=self._grad,

@@ -100,10 +100,22 @@ class ModelScope:
         for pattern, paths in self.found:
             for path in paths:
                 self.wanted.setdefault(path, []).append(pattern)
+        self._by_side: dict[tuple[str, str], list[Pattern]] = {}
         self.calls: dict[tuple[str, str], int] = {}
         self.points_seen: dict[str, None] = dict.fromkeys(known_points)
         self.attention_seen: dict[str, None] = {}  # modules that called attention
         self.inside = 0  # depth of forward passes of the root that are under way
+
+    def sides(self, path: str) -> set[str]:
+        """The sides of a module that are asked for: ``in``, ``out`` and attention ports.
+
+        Args:
+            path: Its path.
+
+        Returns:
+            The sides.
+        """
+        return {side for p in self.wanted[path] for side in (("in", "out") if p.side == "*" else (p.side,))}
 
     def visit(self, x: Tensor, name: HookName, patterns: Sequence[Pattern]) -> Tensor:
         """Take a tensor that was asked for.
@@ -138,12 +150,11 @@ class ModelScope:
                 root = self.site.module
                 # First of all, so that a pass which fails in another pre-hook was counted in before it is counted out.
                 handles.callback(root.register_forward_pre_hook(self._root_enters, prepend=True).remove)
-                for path, patterns in self.wanted.items():
-                    module = self.site.modules[path]
-                    sides = {p.side for p in patterns}
-                    if sides & {"in", "*"}:
+                for path in self.wanted:
+                    module, sides = self.site.modules[path], self.sides(path)
+                    if "in" in sides:
                         handles.callback(module.register_forward_pre_hook(self._enters(path), with_kwargs=True).remove)
-                    if sides & {"out", "*"}:
+                    if "out" in sides:
                         handles.callback(module.register_forward_hook(self._leaves(path)).remove)
                 # Last, so that the root's own output is visited before the pass counts as complete.
                 handles.callback(root.register_forward_hook(self._root_leaves).remove)
@@ -236,8 +247,13 @@ class ModelScope:
     def _visited(self, value: Any, path: str, side: str, patterns: Sequence[Pattern]) -> Any:
         call = self.calls.get((path, side), 0)
         self.calls[path, side] = call + 1
-        patterns = [p for p in patterns if p.takes(side) and p.call in (None, "*", str(call))]
-        if patterns:
+        mine = self._by_side.get((path, side))
+        if mine is None:
+            mine = self._by_side[path, side] = [p for p in patterns if p.takes(side)]
+        patterns = [p for p in mine if p.call is None or p.call in ("*", str(call))]
+        if patterns and type(value) is Tensor and len(patterns) == 1 and patterns[0].port in (side, "*"):
+            value = self._take(value, HookName(path, side, call), patterns)  # by far the most common case, without the search for parts
+        elif patterns:
             changed: dict[str, Tensor] = {}
             parts = list(leaves(value, side))
             tensors = [place for place, part in parts if isinstance(part, Tensor)]
@@ -252,26 +268,31 @@ class ModelScope:
                 if not isinstance(part, Tensor):
                     self.skip(part, name)
                     continue
-                if torch._C._functorch.is_functorch_wrapped_tensor(part):
-                    raise UnsupportedModelError(
-                        f"{name} was reached inside a torch.func transform (vmap, grad, jvp), where tensors lack their batch axis. "
-                        "Record or edit in a plain call of the model."
-                    )
-                # What torch's encoder uses inside for padded batches has no shape; it is seen as the dense tensor with zeros as padding.
-                dense = part.to_padded_tensor(0.0) if part.is_nested else part
-                new = self.visit(dense, name, chosen)
-                if new is dense:
-                    continue
-                if part.is_nested:
-                    raise UnsupportedModelError(
-                        f"{name} holds a nested tensor, which can be recorded without graph, but not edited. "
-                        "Build the encoder with enable_nested_tensor=False."
-                    )
-                changed[place] = new
+                new = self._take(part, name, chosen)
+                if new is not part:
+                    changed[place] = new
             if changed:
                 value = substitute(value, changed, side)
         self.passed(path, side)
         return value
+
+    def _take(self, x: Tensor, name: HookName, patterns: Sequence[Pattern]) -> Tensor:
+        """Visit a tensor, after a look at what kind it is."""
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+            raise UnsupportedModelError(
+                f"{name} was reached inside a torch.func transform (vmap, grad, jvp), where tensors lack their batch axis. "
+                "Record or edit in a plain call of the model."
+            )
+        if not x.is_nested:
+            return self.visit(x, name, patterns)
+        # What torch's encoder uses inside for padded batches has no shape; it is seen as the dense tensor with zeros as padding.
+        dense = x.to_padded_tensor(0.0)
+        if self.visit(dense, name, patterns) is not dense:
+            raise UnsupportedModelError(
+                f"{name} holds a nested tensor, which can be recorded without graph, but not edited. "
+                "Build the encoder with enable_nested_tensor=False."
+            )
+        return x
 
 
 def _under_way(module: nn.Module) -> int:
