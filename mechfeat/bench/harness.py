@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -153,11 +154,11 @@ def peak_bytes(problem: Problem, method: Method) -> int | None:
     return None if text == "unknown" else int(text)
 
 
-def write_rows(rows: Sequence[Row], path: str | Path) -> None:
+def write_rows(rows: Sequence[Any], path: str | Path) -> None:
     """Append rows to a file of JSON lines.
 
     Args:
-        rows: The rows.
+        rows: The rows, dataclasses.
         path: The file; folders are made.
     """
     path = Path(path)

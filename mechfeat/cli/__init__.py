@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("info", help="versions, devices, and which optional parts work")
 
     bench = commands.add_parser("bench", help="time a computation against its peers")
-    bench.add_argument("what", choices=["ntk"], help="what to time")
-    bench.add_argument("--problem", action="append", help="a problem by name; may be repeated (default: the MLP and the CNN)")
+    bench.add_argument("what", choices=["ntk", "hooks"], help="what to time")
+    bench.add_argument("--problem", action="append", help="a problem by name; may be repeated (default: all but the smallest)")
     bench.add_argument("--repeats", type=int, default=7, help="timed runs of each method (default: %(default)s)")
     bench.add_argument("--threads", type=int, default=None, help="threads for torch (default: as torch decides)")
     bench.add_argument("--out", default=None, help="append the rows to this file of JSON lines")
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             from mechfeat.cli.bench import bench as run_bench
 
-            run_bench(options.problem, repeats=options.repeats, threads=options.threads, out=options.out, smoke=options.smoke)
+            run_bench(options.what, options.problem, repeats=options.repeats, threads=options.threads, out=options.out, smoke=options.smoke)
     except MechfeatError as error:
         print(f"mechfeat: {error}", file=sys.stderr)
         return 1

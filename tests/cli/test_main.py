@@ -33,6 +33,16 @@ def test_bench_smoke_prints_a_table_and_writes_rows(tmp_path, capsys):
     assert "mlp-16-32-4 n8, float32" in capsys.readouterr().out
 
 
+def test_bench_hooks_smoke(tmp_path, capsys):
+    out = tmp_path / "rows.jsonl"
+    assert main(["bench", "hooks", "--smoke", "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    cases = {r["case"] for r in rows}
+    assert {"raw torch hooks on all modules", "record every point", "record one point", "record to a quarter and stop"} <= cases
+    assert all(r["ratio"] > 0 for r in rows)
+    assert "an idle mf.point:" in capsys.readouterr().out
+
+
 def test_errors_are_one_line_and_status_one(capsys):
     assert main(["bench", "ntk", "--problem", "nothing"]) == 1
     assert capsys.readouterr().err.startswith("mechfeat: problem='nothing' is not known. It can be 'mlp-784-1024-1024-10 n32'")

@@ -63,9 +63,19 @@ def models() -> dict[str, tuple[nn.Module, Tensor, str, str]]:
         torch.manual_seed(0)
         encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(128, 4, 512, batch_first=True), 4, enable_nested_tensor=False)
         return {
-            "resnet-20 n8": (CifarResNet(20).float().eval(), torch.randn(8, 3, 32, 32), "layer2.1.conv1", "layer1.1.conv2"),
-            "encoder d128 4 layers n8 t64": (encoder.float().train(False), torch.randn(8, 64, 128), "layers.1.linear1", "layers.0"),
-            "toy mlp 20 x 16 n4": (mlp([16] * 21).float().eval(), torch.randn(4, 16), "10", "8"),
+            "resnet-20 n32": (
+                CifarResNet(20).float().eval(),
+                torch.randn(32, 3, 32, 32, dtype=torch.float32),
+                "layer2.1.conv1",
+                "layer1.1.conv2",
+            ),
+            "encoder d128 4 layers n8 t64": (
+                encoder.float().train(False),
+                torch.randn(8, 64, 128, dtype=torch.float32),
+                "layers.1.linear1",
+                "layers.0",
+            ),
+            "toy mlp 20 x 16 n4": (mlp([16] * 21).float().eval(), torch.randn(4, 16, dtype=torch.float32), "10", "8"),
         }
 
 
@@ -105,7 +115,7 @@ def overhead(name: str, *, runs: int = 30, repeats: int = 3) -> list[OverheadRow
         "identity edit at one point": edited,
         "record to a quarter and stop": lambda: hooked.record(x, f"{quarter}#0"),
     }
-    with torch.set_grad_enabled(True):
+    with torch.enable_grad():
         want = module(x)
         for case, run in cases.items():
             for _ in range(2):
