@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from mechfeat.features import Feature, FeatureSet, Finding, Samples
-from mechfeat.hooks import Ablate, ActivationCache, HookedModel, ProjectOut, Replace, Steer, Weights
+from mechfeat.hooks import Ablate, ActivationCache, HookedModel, Patch, ProjectOut, Replace, Scale, Steer, Weights
 from mechfeat.points import point
 
 if TYPE_CHECKING:
@@ -40,9 +40,11 @@ __all__ = [
     "FeatureSet",
     "Finding",
     "HookedModel",
+    "Patch",
     "ProjectOut",
     "Replace",
     "Samples",
+    "Scale",
     "Steer",
     "Weights",
     "__version__",

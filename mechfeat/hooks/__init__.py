@@ -2,7 +2,9 @@
 
 from mechfeat.hooks.cache import ActivationCache
 from mechfeat.hooks.description import Description, PointRow
-from mechfeat.hooks.edits import Ablate, Edit, ProjectOut, Replace, Steer
+from mechfeat.hooks.edits import Edit, ProjectOut, Replace, Scale, Steer
+from mechfeat.hooks.edits_json import edits_from_json, edits_to_json
+from mechfeat.hooks.interchange import Ablate, Patch
 from mechfeat.hooks.model import HookedModel, HookRef, hooked, unwrap
 from mechfeat.hooks.names import HookName
 from mechfeat.hooks.weights import Weights
@@ -15,11 +17,15 @@ __all__ = [
     "HookName",
     "HookRef",
     "HookedModel",
+    "Patch",
     "PointRow",
     "ProjectOut",
     "Replace",
+    "Scale",
     "Steer",
     "Weights",
+    "edits_from_json",
+    "edits_to_json",
     "hooked",
     "unwrap",
 ]

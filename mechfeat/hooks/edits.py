@@ -2,6 +2,9 @@
 
 An edit names a hook point, may select a part of it by axis (``channel=7``, ``pos=-1``, ``sample=[0, 2]``), and maps the
 activation to another of the same shape. It never writes into the tensor it is given.
+
+Here are the edits that depend on the activation alone; those that take values from other samples or from another run are in
+:mod:`mechfeat.hooks.interchange`.
 """
 
 from collections.abc import Callable, Sequence
@@ -112,24 +115,6 @@ class Edit:
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
-class Ablate(Edit):
-    """Sets the selected part of an activation to zero.
-
-    Args:
-        hook: Hook name or glob.
-        **where: Selection by axis; nothing selects everything.
-
-    Example:
-        >>> Ablate("conv2", channel=7)
-        Ablate('conv2', channel=7)
-    """
-
-    def changed(self, x: Tensor, axes: tuple[str, ...]) -> Tensor:
-        """Zero."""
-        return torch.zeros_like(x)
-
-
-@dataclass(frozen=True, init=False, eq=False, repr=False)
 class Steer(Edit):
     """Adds ``scale`` times a direction to every selected position.
 
@@ -179,6 +164,32 @@ class ProjectOut(Edit):
 
     def _options(self) -> list[str]:
         return [f"direction[{len(self.direction)}]", *([f"level={self.level:g}"] if self.level else [])]
+
+
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class Scale(Edit):
+    """Multiplies the selected part of an activation by a number.
+
+    Attributes:
+        factor: The number, dimensionless; 0 ablates to zero, 1 leaves every bit as it is.
+
+    Example:
+        >>> Scale("conv2", 0.5, channel=7).apply(torch.ones(1, 8), ("sample", "channel"))[0, 6:]
+        tensor([1.0000, 0.5000])
+    """
+
+    factor: float
+
+    def __init__(self, hook: str, factor: float, **where: Index) -> None:
+        super().__init__(hook, **where)
+        object.__setattr__(self, "factor", factor)
+
+    def changed(self, x: Tensor, axes: tuple[str, ...]) -> Tensor:
+        """The activation times the factor."""
+        return x * self.factor
+
+    def _options(self) -> list[str]:
+        return [f"factor={self.factor:g}"]
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
