@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from mechfeat import points
 from mechfeat.errors import DtypeError, OptionError, PortError, UnsupportedModelError
+from mechfeat.hooks.adapters import adapter_for, aliases
 from mechfeat.hooks.axes import AxisNamer
-from mechfeat.hooks.names import HookName, Pattern, split_unknown, unknown_name
+from mechfeat.hooks.names import HookName, Pattern, split_unknown, unknown_name, unknown_role
 from mechfeat.hooks.values import leaves, substitute
 
 _REGISTRATION = threading.Lock()  # nn.Module's hook tables are plain dicts, and two threads may register on one model
@@ -46,8 +47,17 @@ class Site:
                 self.modules[path] = child
             else:
                 self.alias[path] = first
+        self.alias.update({name: path for name, path in aliases(module, self.path_of).items() if name not in self.modules})
         self._axes = dict(axes)
         self._namer: AxisNamer | None = None
+        self._roles: dict[str, tuple[str, ...]] | None = None
+
+    @property
+    def roles(self) -> dict[str, tuple[str, ...]]:
+        """Role → hook names, for a model of a known family; else empty."""
+        if self._roles is None:
+            self._roles = adapter_for(self.module).roles
+        return self._roles
 
     def axes(self, name: HookName, ndim: int) -> tuple[str, ...]:
         """Axis names of an activation.
@@ -64,14 +74,21 @@ class Site:
         return self._namer(name.path, name.port, ndim)
 
     def canonical(self, pattern: Pattern) -> Pattern:
-        """The request with a second path of a shared module replaced by its first.
+        """The request with a role resolved, and a second path of a shared module replaced by its first.
 
         Args:
             pattern: A request.
 
         Returns:
-            The request under the path that hook names use.
+            The request under the paths that hook names use.
+
+        Raises:
+            HookNameError: The model has no such role.
         """
+        if pattern.role is not None and not pattern.members and pattern.path not in self.modules:
+            if pattern.role not in self.roles:
+                raise unknown_role(pattern, self.roles)
+            return pattern.resolved(self.roles[pattern.role])
         first = self.alias.get(pattern.path)
         return pattern if first is None else replace(pattern, path=first)
 
@@ -96,7 +113,7 @@ class ModelScope:
         for pattern in self.pending:
             if pattern.port != "out":  # points have no inputs, so this cannot be one
                 raise unknown_name(pattern, [*site.names(), *known_points])
-        self.point_patterns = [p for p in self.requests if p in self.pending or "*" in p.path]
+        self.point_patterns = [p for p in self.requests if p in self.pending or "*" in p.path or p.members]
         self.wanted: dict[str, list[Pattern]] = {}
         for pattern, paths in self.found:
             for path in paths:
@@ -232,7 +249,7 @@ class ModelScope:
                     _check_port(pattern, side, parts, tensors)
             for place, part in parts:
                 name = HookName(path, place, call)
-                chosen = [p for p in patterns if p.selects_port(place)]
+                chosen = [p for p in patterns if p.selects_port(place, path)]
                 if not chosen:
                     continue
                 if not isinstance(part, Tensor):
