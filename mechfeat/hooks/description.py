@@ -1,7 +1,7 @@
 """What hook points a model has: the table that ``HookedModel.describe`` returns."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ class PointRow:
         shape: Shape of the last call; empty where no input was given or the point was not reached.
         dtype: Dtype as text; empty likewise.
         calls: How often it fired; None where no input was given.
+        role: Its roles, as in ``@conv``, with a space between; with ``:in`` those of its input.
     """
 
     name: str
@@ -28,6 +29,7 @@ class PointRow:
     shape: tuple[int, ...] = ()
     dtype: str = ""
     calls: int | None = None
+    role: str = ""
 
     @property
     def reached(self) -> bool | None:
@@ -51,11 +53,11 @@ class Description(Sequence[PointRow]):
         return iter(self.rows)
 
     def __str__(self) -> str:
-        cells = [("hook name", "kind", "axes", "calls")]
+        cells = [("hook name", "role", "kind", "axes", "calls")]
         for r in self.rows:
             axes = " ".join(f"{a}={s}" for a, s in zip(r.axes, r.shape)) + (f" {r.dtype}" if r.dtype else "")
-            cells.append((r.name, r.kind, axes, "" if r.calls is None else str(r.calls) if r.calls else "not reached"))
-        widths = [max(len(row[i]) for row in cells) for i in range(4)]
+            cells.append((r.name, r.role, r.kind, axes, "" if r.calls is None else str(r.calls) if r.calls else "not reached"))
+        widths = [max(len(row[i]) for row in cells) for i in range(5)]
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in cells)
 
     __repr__ = __str__
@@ -91,7 +93,7 @@ class Surveyor(ModelScope):
         shown = {path for path, _ in self._rows}
         others = [(p, m) for p, m in self.site.modules.items() if p not in shown]  # not reached, or without a tensor in their output
         rows = [PointRow(str(HookName(p)), type(m).__name__, calls=self.calls.get((p, "out"), 0)) for p, m in others]
-        return Description([*self._rows.values(), *rows])
+        return _with_roles([*self._rows.values(), *rows], self.site.roles)
 
 
 def static_description(site: Site, known_points: Sequence[str]) -> Description:
@@ -105,4 +107,26 @@ def static_description(site: Site, known_points: Sequence[str]) -> Description:
         Names and kinds alone.
     """
     modules = [PointRow(str(HookName(p)), type(m).__name__) for p, m in site.modules.items()]
-    return Description([*modules, *(PointRow(p, "point") for p in known_points)])
+    return _with_roles([*modules, *(PointRow(p, "point") for p in known_points)], site.roles)
+
+
+def _with_roles(rows: Sequence[PointRow], roles: Mapping[str, Sequence[str]]) -> Description:
+    of: dict[str, list[str]] = {}
+    for role, names in roles.items():
+        for text in names:
+            name = HookName.parse(text)
+            # Rows are outputs. Without an input their places are not known, so "attn:out.0" is shown at "attn".
+            if name.side == "in":
+                of.setdefault(name.path, []).append(f"{role}:in")
+            else:
+                of.setdefault(text, []).append(role)
+    listed = {row.name for row in rows}
+    for text in list(of):
+        if text not in listed and (path := HookName.parse(text).path) in listed:
+            of.setdefault(path, []).extend(of[text])
+    first: dict[str, PointRow] = {}
+    for row in rows:
+        first.setdefault(HookName.parse(row.name).path, row)
+    for path in [p for p in of if p not in listed and p in first]:  # an input's role, at the first row of a module with several outputs
+        of.setdefault(first[path].name, []).extend(of[path])
+    return Description([replace(row, role=" ".join(dict.fromkeys(of.get(row.name, ())))) for row in rows])

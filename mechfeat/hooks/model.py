@@ -111,12 +111,23 @@ class HookedModel:
         """
         return [*self._site().names(), *self._memory.points]
 
+    def roles(self) -> dict[str, tuple[str, ...]]:
+        """What the hook points of a known family of networks are for; ``@conv`` requests those with the role ``conv``.
+
+        CNNs have ``conv norm act pool block_out``; transformers ``embed resid_pre resid_mid resid_post attn_out mlp_pre mlp_post
+        mlp_out logits``; perceptrons and toy models ``pre post hidden``.
+
+        Returns:
+            Role → hook names, in order of definition; without those the model lacks, and empty for an unknown model.
+        """
+        return dict(self._site().roles)
+
     def describe(self, x: Any = None, **kwargs: Any) -> Description:
-        """The table of hook points: name, kind, axes, shape, calls, reached or not.
+        """The table of hook points: name, role, kind, axes, shape, calls, reached or not.
 
         Args:
-            x: An input; a tuple is spread over the arguments, a mapping over the keyword arguments. Without it only names
-                and kinds are known. With it the model is called once, in the mode it is in and without gradients.
+            x: An input; a tuple is spread over the arguments, a mapping over the keyword arguments. Without it only names,
+                roles and kinds are known. With it the model is called once, in the mode it is in and without gradients.
             **kwargs: Keyword arguments of the model.
 
         Returns:

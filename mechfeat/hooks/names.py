@@ -69,7 +69,8 @@ class Pattern:
         path: Path part.
         port: Port part, ``out`` by default.
         call: Call index as text, ``*`` for every call, None if not given.
-        chosen: Whether a predicate selected it; such a name is one of a set, as those of a glob are.
+        chosen: Whether a predicate or a role selected it; such a name is one of a set, as those of a glob are.
+        members: Path and port of each hook point of a role, once it is resolved on a model.
 
     Example:
         >>> p = Pattern.parse("layer2.**.conv1")
@@ -82,6 +83,7 @@ class Pattern:
     port: str = "out"
     call: str | None = None
     chosen: bool = False
+    members: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> "Pattern":
@@ -107,16 +109,14 @@ class Pattern:
         """``in``, ``out``, an attention port, or ``*`` for inputs and outputs."""
         return self.port.partition(".")[0]
 
-    def takes(self, side: str) -> bool:
-        """Whether values of one side are selected; ``*`` stands for inputs and outputs.
-
-        Args:
-            side: ``in``, ``out`` or an attention port.
-
-        Returns:
-            True if they are.
-        """
-        return self.side == side or (self.side == "*" and side in ("in", "out"))
+    @cached_property
+    def sides(self) -> tuple[str, ...]:
+        """The sides that are selected; ``*`` stands for inputs and outputs, a role for those of its members."""
+        if self.members:
+            return tuple(
+                dict.fromkeys(side for _, port in self.members for side in (("in", "out") if port == "*" else (port.partition(".")[0],)))
+            )
+        return ("in", "out") if self.side == "*" else (self.side,)
 
     @cached_property
     def is_glob(self) -> bool:
@@ -125,6 +125,24 @@ class Pattern:
         A call ``*`` still names one hook point.
         """
         return self.chosen or "*" in self.path or "*" in self.port
+
+    @property
+    def role(self) -> str | None:
+        """The role asked for, ``conv`` in ``@conv``; None for names and globs."""
+        return self.path[1:] if self.path.startswith("@") else None
+
+    def resolved(self, names: Iterable[str]) -> "Pattern":
+        """The request for a role, as the set of hook points it stands for.
+
+        Args:
+            names: Their hook names.
+
+        Returns:
+            The request. Where it gives a port, that port of each.
+        """
+        known = [HookName.parse(n) for n in names]
+        members = tuple((n.path, n.port if self.port == "out" else self.port) for n in known)
+        return replace(self, port="*", chosen=True, members=members)
 
     def matches_path(self, path: str) -> bool:
         """Whether a path is selected.
@@ -135,6 +153,8 @@ class Pattern:
         Returns:
             True for a match of the whole path.
         """
+        if self.members:
+            return any(path == member for member, _ in self.members)
         return _path_regex(self.path).fullmatch(f"{path}." if path else "") is not None
 
     def selects(self, name: HookName) -> bool:
@@ -148,17 +168,22 @@ class Pattern:
         """
         if self.call not in (None, "*") and name.call is not None and int(self.call) != name.call:
             return False
-        return self.matches_path(name.path) and self.selects_port(name.port)
+        return self.matches_path(name.path) and self.selects_port(name.port, name.path)
 
-    def selects_port(self, port: str) -> bool:
+    def selects_port(self, port: str, path: str | None = None) -> bool:
         """Whether a port, place included, is selected.
 
         Args:
             port: A port such as ``out.0``.
+            path: The path it is at, which matters where the request is a role.
 
         Returns:
             True for the port itself and, where the pattern names a whole side, for every place inside it.
         """
+        if self.members:
+            ports = [p for member, p in self.members if path in (None, member)]
+            # The first argument is the input itself where it is the only one.
+            return any(_port_regex(p).fullmatch(port) is not None or (p, port) == ("in.0", "in") for p in ports)
         return _port_regex(self.port).fullmatch(port) is not None
 
 
@@ -214,6 +239,9 @@ def split_unknown(wanted: Sequence[Pattern], paths: Sequence[str]) -> tuple[list
     found: list[tuple[Pattern, list[str]]] = []
     unknown: list[Pattern] = []
     for pattern in wanted:
+        if pattern.members:  # its hook points exist, though those named by mf.point are no module paths
+            found.append((pattern, [p for p in paths if pattern.matches_path(p)]))
+            continue
         if pattern.side not in SIDES:
             hits = []
         elif "*" in pattern.path:
@@ -238,6 +266,22 @@ def unknown_name(pattern: Pattern, known: Sequence[str]) -> HookNameError:
         The exception, to be raised by the caller.
     """
     return EmptyGlobError(pattern.text, known) if pattern.is_glob else HookNameError(pattern.text, known)
+
+
+def unknown_role(pattern: Pattern, roles: Iterable[str]) -> HookNameError:
+    """The error for a role that a model does not have.
+
+    Args:
+        pattern: The request.
+        roles: Roles it has.
+
+    Returns:
+        The exception, to be raised by the caller.
+    """
+    error = HookNameError(pattern.path, [f"@{role}" for role in roles])
+    message = str(error).replace("No hook point matches", "No role is called").replace("`model.hook_names()`", "`model.roles()`")
+    error.args = (message,)
+    return error
 
 
 def numbered(names: Iterable[HookName], fired: Mapping[tuple[str, str], int]) -> Iterator[tuple[HookName, HookName]]:

@@ -81,7 +81,7 @@ class Recorder(ModelScope):
                     return None
                 paths += [p for p in tuple(self._memory.points) if pattern.matches_path(p)]
             for path in paths or [pattern.path]:
-                for side in ("in", "out") if pattern.side == "*" else (pattern.side,):
+                for side in pattern.sides:
                     if pattern.call not in (None, "*"):
                         need = int(pattern.call or 0) + 1
                     elif (path, side) in counts:
@@ -177,7 +177,9 @@ class Recorder(ModelScope):
         called = {path for path, _ in self.calls}
         # A glob over an attention port says nothing about modules without attention.
         silent = [path for path in self.wanted if path not in called]
-        unreached = [str(HookName(p)) for p in silent if not all(q.side in ATTENTION_PORTS and q.is_glob for q in self.wanted[p])]
+        unreached = [
+            str(HookName(p)) for p in silent if not all(q.is_glob and set(q.sides) <= set(ATTENTION_PORTS) for q in self.wanted[p])
+        ]
         if not self.captures:
             raise HookNotReachedError([p.text for p in self.requests], [])
         return ActivationCache(

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from mechfeat import points
 from mechfeat.errors import DtypeError, OptionError, PortError, UnsupportedModelError
+from mechfeat.hooks.adapters import adapter_for, aliases
 from mechfeat.hooks.attention import ExplicitAttention
 from mechfeat.hooks.axes import AxisNamer
-from mechfeat.hooks.names import ATTENTION_PORTS, HookName, Pattern, split_unknown, unknown_name
+from mechfeat.hooks.names import ATTENTION_PORTS, HookName, Pattern, split_unknown, unknown_name, unknown_role
 from mechfeat.hooks.registration import REGISTRATION
 from mechfeat.hooks.values import leaves, substitute
 
@@ -45,8 +46,17 @@ class Site:
                 self.modules[path] = child
             else:
                 self.alias[path] = first
+        self.alias.update({name: path for name, path in aliases(module, self.path_of).items() if name not in self.modules})
         self._axes = dict(axes)
         self._namer: AxisNamer | None = None
+        self._roles: dict[str, tuple[str, ...]] | None = None
+
+    @property
+    def roles(self) -> dict[str, tuple[str, ...]]:
+        """Role → hook names, for a model of a known family; else empty."""
+        if self._roles is None:
+            self._roles = adapter_for(self.module).roles
+        return self._roles
 
     def axes(self, name: HookName, ndim: int) -> tuple[str, ...]:
         """Axis names of an activation.
@@ -63,14 +73,21 @@ class Site:
         return self._namer(name.path, name.port, ndim)
 
     def canonical(self, pattern: Pattern) -> Pattern:
-        """The request with a second path of a shared module replaced by its first.
+        """The request with a role resolved, and a second path of a shared module replaced by its first.
 
         Args:
             pattern: A request.
 
         Returns:
-            The request under the path that hook names use.
+            The request under the paths that hook names use.
+
+        Raises:
+            HookNameError: The model has no such role.
         """
+        if pattern.role is not None and not pattern.members and pattern.path not in self.modules:
+            if pattern.role not in self.roles:
+                raise unknown_role(pattern, self.roles)
+            return pattern.resolved(self.roles[pattern.role])
         first = self.alias.get(pattern.path)
         return pattern if first is None else replace(pattern, path=first)
 
@@ -95,7 +112,7 @@ class ModelScope:
         for pattern in self.pending:
             if pattern.port != "out":  # points have no inputs, so this cannot be one
                 raise unknown_name(pattern, [*site.names(), *known_points])
-        self.point_patterns = [p for p in self.requests if p in self.pending or "*" in p.path]
+        self.point_patterns = [p for p in self.requests if p in self.pending or "*" in p.path or p.members]
         self.wanted: dict[str, list[Pattern]] = {}
         for pattern, paths in self.found:
             for path in paths:
@@ -115,7 +132,7 @@ class ModelScope:
         Returns:
             The sides.
         """
-        return {side for p in self.wanted[path] for side in (("in", "out") if p.side == "*" else (p.side,))}
+        return {side for p in self.wanted[path] for side in p.sides}
 
     def visit(self, x: Tensor, name: HookName, patterns: Sequence[Pattern]) -> Tensor:
         """Take a tensor that was asked for.
@@ -160,7 +177,7 @@ class ModelScope:
                 handles.callback(root.register_forward_hook(self._root_leaves).remove)
                 handles.callback(root.register_forward_hook(self._root_ends, always_call=True).remove)
             handles.enter_context(points.entered(self))
-            if any(p.side in ATTENTION_PORTS for p in self.requests):
+            if any(side in ATTENTION_PORTS for p in self.requests for side in p.sides):
                 handles.enter_context(ExplicitAttention(self.site.module, self).installed())
             yield
 
@@ -191,7 +208,7 @@ class ModelScope:
 
     def wants_result(self, owner: nn.Module) -> bool:
         """Whether the parts of the heads in the output of ``owner`` were asked for: they are computed only then."""
-        return any(p.side == "result" for p in self.wanted.get(self.site.path_of.get(id(owner), " "), ()))
+        return any("result" in p.sides for p in self.wanted.get(self.site.path_of.get(id(owner), " "), ()))
 
     def unmatched(self) -> list[Pattern]:
         """Requests that match neither a module nor any point seen so far."""
@@ -249,9 +266,9 @@ class ModelScope:
         self.calls[path, side] = call + 1
         mine = self._by_side.get((path, side))
         if mine is None:
-            mine = self._by_side[path, side] = [p for p in patterns if p.takes(side)]
+            mine = self._by_side[path, side] = [p for p in patterns if side in p.sides]
         patterns = [p for p in mine if p.call is None or p.call in ("*", str(call))]
-        if patterns and type(value) is Tensor and len(patterns) == 1 and patterns[0].port in (side, "*"):
+        if len(patterns) == 1 and type(value) is Tensor and patterns[0].port in (side, "*") and not patterns[0].members:
             value = self._take(value, HookName(path, side, call), patterns)  # by far the most common case, without the search for parts
         elif patterns:
             changed: dict[str, Tensor] = {}
@@ -262,7 +279,7 @@ class ModelScope:
                     _check_port(pattern, side, parts, tensors)
             for place, part in parts:
                 name = HookName(path, place, call)
-                chosen = [p for p in patterns if p.selects_port(place)]
+                chosen = [p for p in patterns if p.selects_port(place, path)]
                 if not chosen:
                     continue
                 if not isinstance(part, Tensor):

@@ -12,26 +12,26 @@ def test_whole_table():
     net = nets.CNN()
     assert (
         str(mf.HookedModel(net).describe(torch.randn(2, 1, 5, 5)))
-        == "hook name  kind    axes                                         calls\n"
-        "conv1      Conv2d  sample=2 channel=3 height=5 width=5 float64  1\n"
-        "relu       ReLU    sample=2 channel=4 height=5 width=5 float64  2\n"
-        "conv2      Conv2d  sample=2 channel=4 height=5 width=5 float64  1\n"
-        "fc         Linear  sample=2 channel=2 float64                   1\n"
-        ":out       CNN     sample=2 channel=2 float64                   1\n"
-        "unused     Linear                                               not reached"
+        == "hook name  role  kind    axes                                         calls\n"
+        "conv1      conv  Conv2d  sample=2 channel=3 height=5 width=5 float64  1\n"
+        "relu       act   ReLU    sample=2 channel=4 height=5 width=5 float64  2\n"
+        "conv2      conv  Conv2d  sample=2 channel=4 height=5 width=5 float64  1\n"
+        "fc               Linear  sample=2 channel=2 float64                   1\n"
+        ":out             CNN     sample=2 channel=2 float64                   1\n"
+        "unused           Linear                                               not reached"
     )
 
 
 def test_whole_table_without_an_input():
     description = mf.HookedModel(nets.CNN()).describe()
     assert (
-        str(description) == repr(description) == "hook name  kind    axes  calls\n"
-        ":out       CNN\n"
-        "conv1      Conv2d\n"
-        "conv2      Conv2d\n"
-        "relu       ReLU\n"
-        "fc         Linear\n"
-        "unused     Linear"
+        str(description) == repr(description) == "hook name  role  kind    axes  calls\n"
+        ":out             CNN\n"
+        "conv1      conv  Conv2d\n"
+        "conv2      conv  Conv2d\n"
+        "relu       act   ReLU\n"
+        "fc               Linear\n"
+        "unused           Linear"
     )
     assert [row.reached for row in description] == [None] * 6
     assert len(description) == 6
@@ -40,7 +40,7 @@ def test_whole_table_without_an_input():
 
 def test_rows():
     rows = {r.name: r for r in mf.HookedModel(nets.CNN()).describe(torch.randn(2, 1, 5, 5))}
-    assert rows["relu"] == mf.hooks.PointRow("relu", "ReLU", ("sample", "channel", "height", "width"), (2, 4, 5, 5), "float64", 2)
+    assert rows["relu"] == mf.hooks.PointRow("relu", "ReLU", ("sample", "channel", "height", "width"), (2, 4, 5, 5), "float64", 2, "act")
     assert rows["relu"].reached is True
     assert rows["unused"].reached is False
     assert rows["unused"].calls == 0

@@ -170,8 +170,8 @@ def test_a_source_of_another_dtype():
     with pytest.raises(DtypeError) as caught:
         mf.HookedModel(nets.Chain()).run_with_hooks(torch.randn(2, 3), Patch("a", torch.zeros(2, 3, dtype=torch.float32)))
     assert (
-        str(caught.value) == "Patch('a', source[2, 3]) gave torch.float32 for an activation of torch.float64. "
-        "An edit keeps the dtype; convert with .to(x)."
+        str(caught.value)
+        == "Patch('a', source[2, 3]) gave torch.float32 for an activation of torch.float64. An edit keeps the dtype; convert with .to(x)."
     )
 
 
