@@ -5,6 +5,7 @@ from mechfeat.hooks.description import Description, PointRow
 from mechfeat.hooks.edits import Ablate, Edit, ProjectOut, Replace, Steer
 from mechfeat.hooks.model import HookedModel, HookRef, hooked, unwrap
 from mechfeat.hooks.names import HookName
+from mechfeat.hooks.verify import Verification, VerifiedPoint
 from mechfeat.hooks.weights import Weights
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "ProjectOut",
     "Replace",
     "Steer",
+    "Verification",
+    "VerifiedPoint",
     "Weights",
     "hooked",
     "unwrap",

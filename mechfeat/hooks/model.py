@@ -17,6 +17,7 @@ from mechfeat.hooks.edits import Edit, Replace
 from mechfeat.hooks.names import HookName, NamesFilter, patterns
 from mechfeat.hooks.recorder import Memory, Recorder, Stopped
 from mechfeat.hooks.scope import ModelScope, Site
+from mechfeat.hooks.verify import Verification, verify
 from mechfeat.hooks.weights import Weights
 
 FwdHooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Tensor | None]]]
@@ -233,6 +234,40 @@ class HookedModel:
         """
         with self.hooks(*edits, fwd_hooks=fwd_hooks):
             return self._call(x, kwargs)
+
+    # --- check
+
+    def verify(self, x: Any, names_filter: NamesFilter = None, **kwargs: Any) -> Verification:
+        """Show that recording changes nothing and records what passed, on one input.
+
+        The output of a plain call is compared with that of two recorded ones, and each recorded value with a copy taken by plain
+        torch hooks. Buffers and random number generators are put back before each run and at the end. The runs take place in the
+        mode the model is in and under the caller's gradient mode; edits of an enclosing ``hooks`` block apply to all of them.
+
+        Args:
+            x: The input, as in :meth:`run_with_cache`; each run gets a copy.
+            names_filter: Hook names, globs or a predicate; by default the outputs of all modules and points.
+            **kwargs: Keyword arguments of the model.
+
+        Returns:
+            A table that prints itself; ``.equal`` says whether everything is.
+
+        Raises:
+            NondeterministicModelError: Two plain runs differ, so that nothing can be compared.
+
+        Cost:
+            Five forward passes, and a copy of all activations.
+        """
+        site = self._site()
+        requests = [site.canonical(p) for p in patterns(names_filter, [*site.names(), *self._memory.points])]
+
+        def plain(x: Any) -> Any:
+            return self._call(x, kwargs)
+
+        def recorded(x: Any) -> tuple[Any, ActivationCache]:
+            return self.run_with_cache(x, names_filter, **kwargs)
+
+        return verify(self.module, plain, recorded, requests, x)
 
     # --- inside
 
