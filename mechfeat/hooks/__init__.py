@@ -5,6 +5,8 @@ from mechfeat.hooks.description import Description, PointRow
 from mechfeat.hooks.edits import Ablate, Edit, ProjectOut, Replace, Steer
 from mechfeat.hooks.model import HookedModel, HookRef, hooked, unwrap
 from mechfeat.hooks.names import HookName
+from mechfeat.hooks.shards import Shards
+from mechfeat.hooks.stream import RunningMean, Session, StreamEstimate
 from mechfeat.hooks.verify import Verification, VerifiedPoint
 from mechfeat.hooks.weights import Weights
 
@@ -19,7 +21,11 @@ __all__ = [
     "PointRow",
     "ProjectOut",
     "Replace",
+    "RunningMean",
+    "Session",
+    "Shards",
     "Steer",
+    "StreamEstimate",
     "Verification",
     "VerifiedPoint",
     "Weights",
