@@ -6,7 +6,7 @@ attributes of the exception. ``docs/errors/`` has a page for each class.
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -254,8 +254,37 @@ class ProofError(MechfeatError, RuntimeError):
         super().__init__(f"The completeness proof failed for {rows}. {advice}")
 
 
+class SessionClosedError(MechfeatError, RuntimeError):
+    """A session was called after its ``with`` block had ended."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This session is closed: its hooks were removed when the `with model.attach(...)` block ended. "
+            "Call it inside the block, or use `model.record`."
+        )
+
+
 class FileFormatError(MechfeatError, ValueError):
     """A file is not what mechfeat wrote, or is damaged."""
+
+
+class ResumeError(MechfeatError, ValueError):
+    """A folder holds the shards of another run, so this run cannot go on there.
+
+    Attributes:
+        folder: The folder.
+        differences: What differs: the value in the folder, and that of this run.
+    """
+
+    def __init__(self, folder: object, differences: Mapping[str, tuple[object, object]]) -> None:
+        self.folder, self.differences = str(folder), dict(differences)
+        rows = "; ".join(f"{key}: {_short(there)} there, {_short(here)} here" for key, (there, here) in self.differences.items())
+        super().__init__(f"{self.folder!r} holds the shards of another run ({rows}). Choose another folder, or delete this one.")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:12]}..."
 
 
 def _near(name: str, known: Sequence[str]) -> str:

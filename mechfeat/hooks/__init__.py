@@ -7,6 +7,9 @@ from mechfeat.hooks.edits_json import edits_from_json, edits_to_json
 from mechfeat.hooks.interchange import Ablate, Patch
 from mechfeat.hooks.model import HookedModel, HookRef, hooked, unwrap
 from mechfeat.hooks.names import HookName
+from mechfeat.hooks.shards import Shards
+from mechfeat.hooks.stream import RunningMean, Session, StreamEstimate
+from mechfeat.hooks.verify import Verification, VerifiedPoint
 from mechfeat.hooks.weights import Weights
 
 __all__ = [
@@ -21,8 +24,14 @@ __all__ = [
     "PointRow",
     "ProjectOut",
     "Replace",
+    "RunningMean",
     "Scale",
+    "Session",
+    "Shards",
     "Steer",
+    "StreamEstimate",
+    "Verification",
+    "VerifiedPoint",
     "Weights",
     "edits_from_json",
     "edits_to_json",

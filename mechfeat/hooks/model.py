@@ -1,22 +1,25 @@
 """The hooked model: name hook points, record, edit, restore. Everything else is a function of what it hands out."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mechfeat import points
 from mechfeat.errors import DtypeError, EmptyGlobError, UnsupportedModelError
-from mechfeat.hooks.cache import ActivationCache
+from mechfeat.hooks.cache import ActivationCache, Positions
 from mechfeat.hooks.description import Description, Surveyor, static_description
 from mechfeat.hooks.editor import Editor
 from mechfeat.hooks.edits import Edit, Replace
 from mechfeat.hooks.names import HookName, NamesFilter, patterns
-from mechfeat.hooks.recorder import Memory, Recorder, Stopped
-from mechfeat.hooks.scope import ModelScope, Site
+from mechfeat.hooks.recorder import Memory, Recorder
+from mechfeat.hooks.scope import Site
+from mechfeat.hooks.shards import Shards, kept, write
+from mechfeat.hooks.stream import Reduce, Session, StreamEstimate, batch_size, estimate, stream
+from mechfeat.hooks.verify import Verification, verify
 from mechfeat.hooks.weights import Weights
 
 FwdHooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Tensor | None]]]
@@ -197,6 +200,132 @@ class HookedModel:
         """
         return self._record(x, names_filter, kwargs, grad=grad, clone=clone, stop=True)[1]
 
+    # --- stream
+
+    @contextmanager
+    def attach(self, names_filter: NamesFilter = None, *, stop: bool = True, clone: bool | None = None) -> Iterator[Session]:
+        """Hooks that stay in place over many batches.
+
+        Gives what :meth:`record` gives, one cache a call, and registers hooks once instead of once a call. Other calls of the model
+        meanwhile are not recorded; edits of an enclosing ``hooks`` block apply.
+
+        Args:
+            names_filter: Hook names, globs or a predicate, as in :meth:`run_with_cache`.
+            stop: End each pass after the last requested hook point, as :meth:`record` does.
+            clone: As in :meth:`run_with_cache`.
+
+        Yields:
+            A session: ``session(x, **kwargs)`` returns the :class:`ActivationCache` of one batch, and raises what
+            :meth:`run_with_cache` raises. An error leaves it usable.
+
+        Example:
+            >>> model = HookedModel(nn.Sequential(nn.Linear(4, 3), nn.ReLU()))
+            >>> with model.attach("1") as session:
+            ...     [session(x)["1"].shape for x in torch.ones(2, 5, 4)]
+            [torch.Size([5, 3]), torch.Size([5, 3])]
+        """
+        with self._session(names_filter, clone=clone, stop=stop).opened() as session:
+            yield session
+
+    def stream(
+        self,
+        loader: Iterable[Any],
+        names_filter: NamesFilter = None,
+        *,
+        reduce: Reduce = None,
+        inputs: Callable[[Any], Any] | None = None,
+        progress: bool = False,
+    ) -> Iterator[Any]:
+        """Record batch after batch, without gradients, holding one batch at a time.
+
+        Args:
+            loader: Yields batches. A tuple is spread over the model's arguments and a mapping over its keyword arguments; a list of
+                one, as ``DataLoader(TensorDataset(x))`` yields it, is that one.
+            names_filter: Hook names, globs or a predicate.
+            reduce: A function of the batch's cache, whose result is yielded; ``"mean"`` for the mean over all samples so far, a
+                :class:`RunningMean`, of which the last is that of the whole data set; None for the cache itself.
+            inputs: From a batch to the model's input, where a batch is more than that: ``lambda batch: batch[0]``.
+            progress: Show a bar.
+
+        Returns:
+            An iterator with one value a batch. Hooks are in place from its first step to its end, or until it is closed.
+
+        Raises:
+            OptionError: ``reduce`` is none of the above, or a batch is a list of several and ``inputs`` is not given.
+            SelectorError: ``reduce="mean"``, and an activation has no known sample axis, or its shape changes between batches.
+        """
+        return stream(self._session(names_filter), loader, reduce, inputs, progress)
+
+    def stream_to_disk(
+        self,
+        loader: Iterable[Any],
+        names_filter: NamesFilter,
+        folder: str | Path,
+        *,
+        positions: Positions | None = None,
+        dtype: torch.dtype | None = None,
+        inputs: Callable[[Any], Any] | None = None,
+        progress: bool = False,
+    ) -> Shards:
+        """Record batch after batch into a folder, one safetensors file a batch, without gradients.
+
+        A run that was cut short goes on where it stopped when it is called again with the same arguments: batches whose shard exists are
+        skipped, except the first, which is recorded again and compared. Model, weights, names, options and the inputs of all
+        batches must be the same. Edits of an enclosing ``hooks`` block apply.
+
+        Args:
+            loader: Yields the same batches in the same order each time; what a batch can be is said in :meth:`stream`.
+            names_filter: Hook names, globs or a predicate.
+            folder: Where to write; made if absent.
+            positions: As in ``cache.samples``, to store a table ``[sample channel]`` and which input each row came from; None for
+                whole activations.
+            dtype: Floating-point values are converted to it, such as ``torch.float16``.
+            inputs: From a batch to the model's input.
+            progress: Show a bar.
+
+        Returns:
+            The reader, which :meth:`Shards.open` gives as well.
+
+        Raises:
+            ResumeError: The folder holds another run.
+            FileFormatError: The folder holds files that cannot be read.
+            NonFiniteError: A finite value is beyond the range of ``dtype``.
+            HookNotReachedError: A batch did not reach a hook point that the first one reached.
+            ShapeError: A batch reached a hook point that the first one did not.
+            SelectorError: The number of samples in a batch cannot be told.
+        """
+        session = self._session(names_filter)
+        request = [p.text for p in patterns(names_filter, [*self._site().names(), *self._memory.points])]
+        return write(self.module, session, loader, folder, request, positions=positions, dtype=dtype, inputs=inputs, progress=progress)
+
+    def estimate(
+        self,
+        x: Any,
+        names_filter: NamesFilter = None,
+        *,
+        positions: Positions | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> StreamEstimate:
+        """Bytes a sample that :meth:`stream` will hand out or :meth:`stream_to_disk` write, measured on one input without gradients.
+
+        Args:
+            x: A small batch.
+            names_filter: Hook names, globs or a predicate.
+            positions: As in :meth:`stream_to_disk`.
+            dtype: As in :meth:`stream_to_disk`.
+            **kwargs: Keyword arguments of the model.
+
+        Returns:
+            A table that prints itself; ``.per_sample`` and ``.total(n)`` in bytes.
+
+        Raises:
+            SelectorError: The number of samples in the batch cannot be told.
+        """
+        with torch.no_grad():
+            cache = self.record(x, names_filter, **kwargs)
+        return estimate(kept(cache, positions, dtype), batch_size(cache))
+
     # --- edit
 
     @contextmanager
@@ -245,6 +374,40 @@ class HookedModel:
         with self.hooks(*edits, fwd_hooks=fwd_hooks):
             return self._call(x, kwargs)
 
+    # --- check
+
+    def verify(self, x: Any, names_filter: NamesFilter = None, **kwargs: Any) -> Verification:
+        """Show that recording changes nothing and records what passed, on one input.
+
+        The output of a plain call is compared with that of two recorded ones, and each recorded value with a copy taken by plain
+        torch hooks. Buffers and random number generators are put back before each run and at the end. The runs take place in the
+        mode the model is in and under the caller's gradient mode; edits of an enclosing ``hooks`` block apply to all of them.
+
+        Args:
+            x: The input, as in :meth:`run_with_cache`; each run gets a copy.
+            names_filter: Hook names, globs or a predicate; by default the outputs of all modules and points.
+            **kwargs: Keyword arguments of the model.
+
+        Returns:
+            A table that prints itself; ``.equal`` says whether everything is.
+
+        Raises:
+            NondeterministicModelError: Two plain runs differ, so that nothing can be compared.
+
+        Cost:
+            Five forward passes, and a copy of all activations.
+        """
+        site = self._site()
+        requests = [site.canonical(p) for p in patterns(names_filter, [*site.names(), *self._memory.points])]
+
+        def plain(x: Any) -> Any:
+            return self._call(x, kwargs)
+
+        def recorded(x: Any) -> tuple[Any, ActivationCache]:
+            return self.run_with_cache(x, names_filter, **kwargs)
+
+        return verify(self.module, plain, recorded, requests, x)
+
     # --- inside
 
     def _site(self) -> Site:
@@ -260,19 +423,21 @@ class HookedModel:
     def _record(
         self, x: Any, names_filter: NamesFilter, kwargs: Mapping[str, Any], *, grad: bool, clone: bool | None, stop: bool
     ) -> tuple[Any, ActivationCache]:
+        recorder = self._recorder(names_filter, grad=grad, clone=clone, stop=stop, kind=self._kind(x, kwargs))
+        with recorder.open():
+            out = recorder.run(lambda: self._call(x, kwargs))
+        return out, recorder.finish()
+
+    def _recorder(self, names_filter: NamesFilter, *, grad: bool = False, clone: bool | None, stop: bool, kind: object = None) -> Recorder:
         site = self._site()
         requests = patterns(names_filter, [*site.names(), *self._memory.points])
-        signature = (self.module.training, _signature(x), _signature(kwargs))
-        recorder = Recorder(site, requests, self._memory, grad=grad, clone=clone, signature=signature, stop=stop)
-        out = None
-        depths = [(s, s.inside) for s in points.active() if isinstance(s, ModelScope)]
-        with recorder.open():
-            try:
-                out = self._call(x, kwargs)
-            except Stopped:
-                for scope, depth in depths:  # the unwound pass never reached the end of the root, where they count it out
-                    scope.inside = depth
-        return out, recorder.finish()
+        return Recorder(site, requests, self._memory, grad=grad, clone=clone, signature=kind, stop=stop)
+
+    def _kind(self, x: Any, kwargs: Mapping[str, Any]) -> object:
+        return self.module.training, _signature(x), _signature(kwargs)
+
+    def _session(self, names_filter: NamesFilter, *, clone: bool | None = None, stop: bool = True) -> Session:
+        return Session(self._recorder(names_filter, clone=clone, stop=stop), self._call, self._kind)
 
 
 def _as_edits(fwd_hooks: FwdHooks, names: Sequence[str]) -> Iterator[Edit]:

@@ -1,10 +1,12 @@
 """Recording: the scope that keeps what passes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mechfeat import points
 from mechfeat.errors import GradientError, HookNotReachedError, PortError, StaleActivationError
 from mechfeat.hooks.attention import NOTE
 from mechfeat.hooks.cache import ActivationCache, Capture
@@ -59,17 +61,52 @@ class Recorder(ModelScope):
         stop: bool,
     ) -> None:
         super().__init__(site, requests, tuple(memory.points))
+        self._memory, self._grad, self._clone, self._stop = memory, grad, clone, stop
+        self.restart(signature)
+
+    def restart(self, signature: object) -> None:
+        """Ready for a new pass.
+
+        Args:
+            signature: Kind of its input.
+
+        Raises:
+            GradientError: ``grad=True`` while gradients are switched off.
+        """
+        self.forget()
+        self._signature = signature
+        self._left = self._calls_until_done(self._memory.calls.get(signature, {})) if self._stop else None
+        self._mode = (self.site.module.training, torch.is_grad_enabled())
+        if self._grad and not torch.is_grad_enabled():
+            raise GradientError("grad=True was asked for while gradients are switched off. Leave the no_grad or inference_mode block.")
+
+    def forget(self) -> None:
+        """Let go of everything that the last pass has shown."""
         self.captures: dict[HookName, Capture] = {}
         self.skipped: dict[HookName, str] = {}
-        self._memory, self._grad, self._clone = memory, grad, clone
         self._watched: dict[HookName, tuple[Tensor, int]] = {}
         self._reached: set[int] = set()  # by identity: hashing a request at every point would cost more than recording it
-        self._signature = signature
-        self._left = self._calls_until_done(memory.calls.get(signature, {})) if stop else None
+        self.attention_seen.clear()
         self.ended = False
-        self._mode = (site.module.training, torch.is_grad_enabled())
-        if grad and not torch.is_grad_enabled():
-            raise GradientError("grad=True was asked for while gradients are switched off. Leave the no_grad or inference_mode block.")
+        self.calls.clear()
+        self.inside = 0
+
+    def run(self, call: Callable[[], Any]) -> Any:
+        """One pass, stopped where nothing more is to come.
+
+        Args:
+            call: Calls the model.
+
+        Returns:
+            What the model returned; None where it was stopped.
+        """
+        outer = [(s, s.inside) for s in points.active() if isinstance(s, ModelScope) and s is not self]
+        try:
+            return call()
+        except Stopped:
+            for scope, depth in outer:  # the unwound pass never reached the end of the root, where they count it out
+                scope.inside = depth
+            return None
 
     def _calls_until_done(self, counts: dict[tuple[str, str], int]) -> dict[tuple[str, str], int] | None:
         """How often each requested hook point will fire, or None where that is not known and the pass must run to its end."""
@@ -89,7 +126,8 @@ class Recorder(ModelScope):
                     else:
                         return None
                     left[path, side] = max(left.get((path, side), 0), need)
-        return {k: v for k, v in left.items() if v}
+        # What an earlier input of this kind did not reach, this one may reach after everything else.
+        return left if all(left.values()) else None
 
     def visit(self, x: Tensor, name: HookName, patterns: Sequence[Pattern]) -> Tensor:
         """Keep a value; with ``grad=True`` hand on what may be overwritten without harm to it."""
