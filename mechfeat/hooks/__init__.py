@@ -3,6 +3,7 @@
 from mechfeat.hooks.cache import ActivationCache
 from mechfeat.hooks.description import Description, PointRow
 from mechfeat.hooks.edits import Ablate, Edit, ProjectOut, Replace, Steer
+from mechfeat.hooks.lowrank import LowRank
 from mechfeat.hooks.model import HookedModel, HookRef, hooked, unwrap
 from mechfeat.hooks.names import HookName
 from mechfeat.hooks.weights import Weights
@@ -15,6 +16,7 @@ __all__ = [
     "HookName",
     "HookRef",
     "HookedModel",
+    "LowRank",
     "PointRow",
     "ProjectOut",
     "Replace",
