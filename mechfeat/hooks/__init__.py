@@ -5,6 +5,7 @@ from mechfeat.hooks.description import Description, PointRow
 from mechfeat.hooks.edits import Edit, ProjectOut, Replace, Scale, Steer
 from mechfeat.hooks.edits_json import edits_from_json, edits_to_json
 from mechfeat.hooks.interchange import Ablate, Patch
+from mechfeat.hooks.lowrank import LowRank
 from mechfeat.hooks.model import HookedModel, HookRef, hooked, unwrap
 from mechfeat.hooks.names import HookName
 from mechfeat.hooks.shards import Shards
@@ -20,6 +21,7 @@ __all__ = [
     "HookName",
     "HookRef",
     "HookedModel",
+    "LowRank",
     "Patch",
     "PointRow",
     "ProjectOut",

@@ -259,8 +259,9 @@ def test_refusals_of_integrated_gradients():
         == "The metric does not depend on '0' by a gradient. Take a hook point that it is computed from."
     )
     gpt2, tokens = nets.build("gpt2")
-    assert message(DtypeError, gpt2, tokens, last_logit, "transformer.wte:in") == (
-        "'transformer.wte:in' holds torch.int64, which has no gradient. Take a later hook point, such as the output of the embedding."
+    assert (
+        message(DtypeError, gpt2, tokens, last_logit, "transformer.wte:in")
+        == "'transformer.wte:in' holds torch.int64, which has no gradient. Take a later hook point, such as the output of the embedding."
     )
 
 

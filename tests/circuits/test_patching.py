@@ -179,8 +179,8 @@ def test_nothing_to_restore():
     with pytest.raises(CircuitError) as caught:
         activation_patching(nn.Sequential(net), x, x, lambda y: y[:, 0] * 0 + 2, "0")
     assert (
-        str(caught.value) == "The metric is 2 in the clean and 2 in the corrupted run, so there is nothing to restore. "
-        "Give inputs, or a metric, that differ."
+        str(caught.value)
+        == "The metric is 2 in the clean and 2 in the corrupted run, so there is nothing to restore. Give inputs, or a metric, that differ."
     )
 
 

@@ -47,8 +47,9 @@ def test_no_such_channel(channel):
 def test_samples_of_another_width():
     with pytest.raises(ShapeError) as error:
         Feature("conv1", torch.ones(3), "edge").project(table(torch.ones(2, 4), "conv2"))
-    assert str(error.value) == (
-        "Feature 'edge' has 3 channels ('conv1'), the samples of 'conv2' have 4. Take the samples at the feature's hook point."
+    assert (
+        str(error.value)
+        == "Feature 'edge' has 3 channels ('conv1'), the samples of 'conv2' have 4. Take the samples at the feature's hook point."
     )
 
 
@@ -56,7 +57,7 @@ def test_samples_of_another_width():
 def test_weights_are_finite(bad):
     with pytest.raises(NonFiniteError) as error:
         Feature("conv1", torch.tensor([1.0, bad]), "edge")
-    assert str(error.value) == ("The direction of feature 'edge' at 'conv1' holds NaN or infinity. A feature needs finite weights.")
+    assert str(error.value) == "The direction of feature 'edge' at 'conv1' holds NaN or infinity. A feature needs finite weights."
 
 
 def test_a_set_is_a_sequence_of_features():

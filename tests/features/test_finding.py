@@ -90,6 +90,4 @@ def test_unknown_tail(unchecked):
 
 def test_summary():
     finding = Finding(value=0.5, n=7, seed=0, null=NULL, reliability=0.25, interval=(0.25, 0.75), tail="two-sided")
-    assert finding.summary() == (
-        "value 0.5 | 95 % interval [0.25, 0.75] | n 7 | null median 50, p 0.02 | reliability 0.25 | not established"
-    )
+    assert finding.summary() == "value 0.5 | 95 % interval [0.25, 0.75] | n 7 | null median 50, p 0.02 | reliability 0.25 | not established"

@@ -57,8 +57,9 @@ def test_chosen_inputs_cannot_be_restored():
     s = Samples(torch.ones(4, 2), torch.tensor([0, 0, 1, 1]), "conv1", 2, ("sample", "pos", "channel"), (2, 2, 2))
     with pytest.raises(ShapeError) as error:
         s.of_inputs(torch.tensor([1])).restore()
-    assert str(error.value) == (
-        "The samples of 'conv1' were averaged or selected over positions. Take them with positions='all' to restore the activation."
+    assert (
+        str(error.value)
+        == "The samples of 'conv1' were averaged or selected over positions. Take them with positions='all' to restore the activation."
     )
 
 
@@ -72,4 +73,4 @@ def test_rows_and_origins_must_pair(unchecked):
 def test_origins_must_exist(origins):
     with pytest.raises(ShapeError) as error:
         Samples(torch.ones(2, 2), torch.tensor(origins), "conv1", 2)
-    assert str(error.value) == (f"Origins at 'conv1' span {origins[0]} to {origins[1]}, but there are 2 inputs, counted from 0.")
+    assert str(error.value) == f"Origins at 'conv1' span {origins[0]} to {origins[1]}, but there are 2 inputs, counted from 0."

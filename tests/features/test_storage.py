@@ -135,8 +135,9 @@ def test_a_safetensors_file_of_another_program(tmp_path):
     save_file({"w": torch.ones(2)}, path)
     with pytest.raises(FileFormatError) as error:
         load(path)
-    assert str(error.value) == (
-        f"{str(path)!r} has format None, and this version reads 'mechfeat/1'. It was written by something else or by another version."
+    assert (
+        str(error.value)
+        == f"{str(path)!r} has format None, and this version reads 'mechfeat/1'. It was written by something else or by another version."
     )
 
 
@@ -158,8 +159,9 @@ def test_a_header_that_does_not_fit(tmp_path, unchecked, value, reason):
     save_file({}, path, metadata={"format": "mechfeat/1"} | ({} if value is None else {"value": value}))
     with pytest.raises(FileFormatError) as error:
         load(path)
-    assert str(error.value) == (
-        f"{str(path)!r} has a header that does not describe its tensors ({reason}). It is damaged, or a class in it has changed since."
+    assert (
+        str(error.value)
+        == f"{str(path)!r} has a header that does not describe its tensors ({reason}). It is damaged, or a class in it has changed since."
     )
 
 

@@ -365,3 +365,8 @@ def test_the_table_shows_roles():
         assert role["transformer.h.0.mlp.act"] == "mlp_post"
         assert role.get("transformer.h.0.attn", role.get("transformer.h.0.attn:out.0")) == "attn_out"
         assert role["transformer.wte"] == "embed"
+
+
+def test_each_hook_point_of_a_role_has_its_own_port():
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.LayerNorm(3), nn.Tanh(), nn.Linear(3, 2))
+    assert list(mf.HookedModel(net).record(torch.randn(4, 2), "@pre")) == ["0", "3:in"]

@@ -48,7 +48,7 @@ def test_float32_is_the_float64_draw_rounded():
 def test_impossible_sizes(n, m):
     with pytest.raises(ShapeError) as error:
         random_directions(n, m, generator=torch.Generator())
-    assert str(error.value) == (f"{n} directions in {m} channels do not exist. Ask for zero or more directions in at least one channel.")
+    assert str(error.value) == f"{n} directions in {m} channels do not exist. Ask for zero or more directions in at least one channel."
 
 
 def test_dtype_without_fractions():

@@ -37,9 +37,7 @@ def test_draws_are_independent():
 def test_two_labels_at_least(shape, unchecked):
     with pytest.raises(ShapeError) as error:
         permuted_labels(torch.zeros(shape, dtype=torch.long), 1, generator=torch.Generator())
-    assert str(error.value) == (
-        f"labels has shape {list(shape)}. Permutations need one axis with one label for each of two or more inputs."
-    )
+    assert str(error.value) == f"labels has shape {list(shape)}. Permutations need one axis with one label for each of two or more inputs."
 
 
 def test_one_draw_at_least():

@@ -86,7 +86,7 @@ def test_unknown_within(unchecked):
 def test_the_global_generator_is_refused(unchecked):
     with pytest.raises(DtypeError) as error:
         shuffled_weights(torch.ones(2, 2), generator=None)
-    assert str(error.value) == (
-        "generator is a NoneType, and a null needs a torch.Generator, so that its draws can be repeated. "
+    assert (
+        str(error.value) == "generator is a NoneType, and a null needs a torch.Generator, so that its draws can be repeated. "
         "`torch.Generator().manual_seed(0)` makes one."
     )
