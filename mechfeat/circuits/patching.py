@@ -151,7 +151,7 @@ def activation_patching(
                 out = hm.run_with_hooks(repeated, *_edits(source, chosen, swept, n))
                 parts = [_per_input(metric(part), n) for part in _split(out, n, len(chosen) + first)]
                 if first:
-                    _check_alone(parts.pop(), clean_metric, corrupted_metric)
+                    _check_alone(parts.pop(), clean_metric, corrupted_metric, _rounding(source))
                     first = False
                 rows += parts
                 bar.update(len(parts))
@@ -267,11 +267,10 @@ def _split(out: Any, n: int, copies: int) -> Iterator[Any]:
         yield substitute(out, {place: part[copy * n : (copy + 1) * n] for place, part in parts}, "out")
 
 
-def _check_alone(found: Tensor, clean: Tensor, corrupted: Tensor) -> None:
+def _check_alone(found: Tensor, clean: Tensor, corrupted: Tensor, eps: float) -> None:
     """A copy that was not patched must answer as the corrupted run did, up to the rounding of another batch size."""
-    eps = torch.finfo(corrupted.dtype).eps
     # A difference of logits rounds with the logits, which may be much larger; what counts is the share of the effect.
-    tolerance = max(1e3 * eps * float(corrupted.abs().amax()), eps**0.5 * float((clean - corrupted).mean().abs()))
+    tolerance = max(min(1e3 * eps, 0.05) * float(corrupted.abs().amax()), eps**0.5 * float((clean - corrupted).mean().abs()))
     gap = float((found - corrupted).abs().amax())
     if not gap <= tolerance:
         raise SampleInteractionError(
@@ -281,13 +280,18 @@ def _check_alone(found: Tensor, clean: Tensor, corrupted: Tensor) -> None:
         )
 
 
+def _rounding(source: ActivationCache) -> float:
+    """Machine precision of the coarsest floating-point activation: a metric in float32 may come from a network in bfloat16."""
+    return max((torch.finfo(v.dtype).eps for v in source.values() if v.is_floating_point()), default=torch.finfo(torch.float32).eps)
+
+
 def _per_input(values: Tensor, n: int | None = None) -> Tensor:
     if values.ndim != 1 or (n is not None and len(values) != n):
         raise ShapeError(
             f"The metric gave shape {tuple(values.shape)}{'' if n is None else f' for {n} inputs'}. "
             "It must give one number an input, such as logits[:, 3]."
         )
-    return values.detach()
+    return values.detach().to(torch.promote_types(values.dtype, torch.float32))  # quantiles need at least float32
 
 
 def _split_half(metrics: Float[Tensor, "patch input"], clean: Tensor, corrupted: Tensor, generator: torch.Generator) -> float | None:

@@ -143,6 +143,18 @@ def test_patching_an_input_leaves_the_skip_connection_alone():
     torch.testing.assert_close(found.metrics[0], (3 * corrupted + net.f(clean))[:, 0].detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_low_precision_agrees_with_float64(dtype):
+    net, clean, corrupted = gpt2()
+    points = ["transformer.h.0.mlp", "transformer.h.1.mlp"]
+    want = activation_patching(net.double(), clean, corrupted, last_logit, points, positions="each")
+    found = activation_patching(net.to(dtype), clean, corrupted, last_logit, points, positions="each")
+    assert found.metrics.dtype == torch.float32
+    # Weights, activations and logits are each rounded; the two blocks have about eight roundings one after another.
+    tolerance = 8 * torch.finfo(dtype).eps * float(net(clean).logits.detach().abs().max())
+    torch.testing.assert_close(found.metrics.double(), want.metrics, rtol=0, atol=tolerance)
+
+
 def test_it_is_saved_and_loaded(tmp_path):
     net, clean, corrupted = gpt2()
     found = activation_patching(net, clean, corrupted, last_logit, "transformer.h.*.mlp")
@@ -167,6 +179,8 @@ def test_samples_that_depend_on_each_other():
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
     with pytest.raises(SampleInteractionError) as caught:
         activation_patching(net, torch.randn(4, 2), torch.randn(4, 2), lambda y: y[:, 0], "0")
+    with pytest.raises(SampleInteractionError):
+        activation_patching(net.bfloat16(), torch.randn(4, 2).bfloat16(), 9 * torch.randn(4, 2).bfloat16(), lambda y: y[:, 0], "0")
     assert str(caught.value).startswith("An unpatched copy of the corrupted inputs gives a metric that is ")
     assert str(caught.value).endswith(
         " away from that of the corrupted run: the output for one sample depends on the other samples of the batch, "
