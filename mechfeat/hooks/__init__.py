@@ -3,6 +3,7 @@
 from mechfeat.hooks.cache import ActivationCache
 from mechfeat.hooks.description import Description, PointRow
 from mechfeat.hooks.edits import Ablate, Edit, ProjectOut, Replace, Steer
+from mechfeat.hooks.folding import fold_batch_norm
 from mechfeat.hooks.lowrank import LowRank
 from mechfeat.hooks.model import HookedModel, HookRef, hooked, unwrap
 from mechfeat.hooks.names import HookName
@@ -22,6 +23,7 @@ __all__ = [
     "Replace",
     "Steer",
     "Weights",
+    "fold_batch_norm",
     "hooked",
     "unwrap",
 ]
