@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mechfeat.errors import DtypeError, EmptyGlobError, UnsupportedModelError
 from mechfeat.hooks.cache import ActivationCache, Positions
+from mechfeat.hooks.checkpointed import CheckpointAware
 from mechfeat.hooks.description import Description, Surveyor, static_description
-from mechfeat.hooks.editor import Editor
 from mechfeat.hooks.edits import Edit, Replace
 from mechfeat.hooks.names import HookName, NamesFilter, patterns
 from mechfeat.hooks.recorder import Memory, Recorder
@@ -54,6 +54,10 @@ class HookedModel:
     no submodule, and torch leaves it as soon as a hook is attached. ``torch.backends.mha.set_fastpath_enabled(False)`` makes
     both runs take the same path.
 
+    Of a ``DistributedDataParallel`` the module inside is wrapped: names are those of the plain model, and runs of the wrapper
+    communicate with no other rank, so that one rank may record alone. Calls of the DDP module itself, which synchronise gradients,
+    are edited as well.
+
     Args:
         module: The model. A compiled model is wrapped through the module inside it.
         axes: Axis names by hook name, for activations whose axes cannot be told from the module, such as
@@ -84,6 +88,9 @@ class HookedModel:
                 "This model is compiled: hooks added after compilation are ignored. "
                 "Wrap the module inside it, HookedModel(model._orig_mod)."
             )
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            inside: nn.Module = module.module
+            module = inside
         if isinstance(module, nn.DataParallel):
             raise UnsupportedModelError(
                 "nn.DataParallel runs copies in other threads, where hooks do not fire. "
@@ -93,6 +100,7 @@ class HookedModel:
             raise UnsupportedModelError(
                 "A TorchScript model does not call hooks of its submodules. Wrap the eager module it was made from."
             )
+        _check_not_compiled(module)
         self.module: nn.Module = module
         self._axes: dict[str, tuple[str, ...]] = {name: tuple(names) for name, names in (axes or {}).items()}
         self._memory = Memory()
@@ -345,6 +353,7 @@ class HookedModel:
             EmptyGlobError: A glob or predicate selects none.
             EditNotFiredError: A forward pass completed inside the block, and an edit was never applied.
             AmbiguousCallError: A hook point named without call index fired a second time.
+            UnsupportedModelError: An edit falls into a region of activation checkpointing while gradients are on.
             OptionError: There is nothing to apply.
         """
         site = self._site()
@@ -353,7 +362,7 @@ class HookedModel:
             from mechfeat.errors import OptionError
 
             raise OptionError("edits", [], ("at least one edit or forward hook",))
-        editor = Editor(site, every, tuple(self._memory.points))
+        editor = CheckpointAware(site, every, tuple(self._memory.points))
         with editor.open():
             yield self
         self._memory.points.update(editor.points_seen)
@@ -438,6 +447,15 @@ class HookedModel:
 
     def _session(self, names_filter: NamesFilter, *, clone: bool | None = None, stop: bool = True) -> Session:
         return Session(self._recorder(names_filter, clone=clone, stop=stop), self._call, self._kind)
+
+
+def _check_not_compiled(module: nn.Module) -> None:
+    found = [repr(path) if path else "The model itself" for path, m in module.named_modules() if m._compiled_call_impl is not None]
+    if found:
+        raise UnsupportedModelError(
+            f"{', '.join(found)}: compiled in place by `.compile()`, so what hooks do would be compiled with it. "
+            "Wrap the model before that, or set `_compiled_call_impl = None` there to run it uncompiled."
+        )
 
 
 def _as_edits(fwd_hooks: FwdHooks, names: Sequence[str]) -> Iterator[Edit]:

@@ -131,6 +131,21 @@ def test_state_in_buffers_is_put_back_before_each_run():
     assert torch.equal(net[1].running_mean, torch.zeros(2))
 
 
+def test_a_buffer_that_the_output_depends_on_is_put_back_before_each_run():
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("t", torch.zeros(()))
+
+        def forward(self, x):
+            self.t += 1
+            return x + self.t
+
+    net = Steps()
+    assert mf.HookedModel(net).verify(torch.ones(2, 3)).equal
+    assert net.t == 0
+
+
 def test_the_input_is_not_overwritten():
     net, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)), torch.randn(4, 3)
     before = x.clone()
