@@ -4,9 +4,8 @@ from mechfeat.hooks.cache import ActivationCache
 from mechfeat.hooks.description import Description, PointRow
 from mechfeat.hooks.edits import Edit, ProjectOut, Replace, Scale, Steer
 from mechfeat.hooks.edits_json import edits_from_json, edits_to_json
-from mechfeat.hooks.interchange import Ablate, Patch
-from mechfeat.hooks.edits import Ablate, Edit, ProjectOut, Replace, Steer
 from mechfeat.hooks.folding import fold_batch_norm
+from mechfeat.hooks.interchange import Ablate, Patch
 from mechfeat.hooks.lowrank import LowRank
 from mechfeat.hooks.model import HookedModel, HookRef, hooked, unwrap
 from mechfeat.hooks.names import HookName

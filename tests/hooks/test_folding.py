@@ -60,13 +60,15 @@ def test_no_fixed_map():
     conv, bn, _ = pair("conv2d")
     with pytest.raises(UnsupportedLayerError) as caught:
         fold_batch_norm(conv, bn.train())
-    assert str(caught.value) == (
-        "This batch norm is in train mode, where it uses the statistics of each batch and is no fixed map. Call `model.eval()` first."
+    assert (
+        str(caught.value)
+        == "This batch norm is in train mode, where it uses the statistics of each batch and is no fixed map. Call `model.eval()` first."
     )
     with pytest.raises(UnsupportedLayerError) as caught:
         fold_batch_norm(conv, nn.BatchNorm2d(4, track_running_stats=False).eval())
-    assert str(caught.value) == (
-        "This batch norm keeps no running statistics (track_running_stats=False): it uses those of each batch and is no fixed map."
+    assert (
+        str(caught.value)
+        == "This batch norm keeps no running statistics (track_running_stats=False): it uses those of each batch and is no fixed map."
     )
 
 

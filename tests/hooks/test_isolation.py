@@ -215,8 +215,9 @@ def test_edits_in_checkpointed_regions_are_refused_where_gradients_are_on(pair, 
     edit = mf.Replace("blocks.0.0", lambda a: a * 2)
     with mf.HookedModel(net).hooks(edit), pytest.raises(UnsupportedModelError) as caught:
         net(x)
-    assert str(caught.value) == (
-        "blocks.0.0#0 lies in a region of activation checkpointing, which the backward pass computes again, and then without this edit. "
+    assert (
+        str(caught.value)
+        == "blocks.0.0#0 lies in a region of activation checkpointing, which the backward pass computes again, and then without this edit. "
         "Switch checkpointing off (`gradient_checkpointing_disable()` on models of transformers), or run under torch.no_grad()."
     )
     with torch.no_grad():
@@ -316,8 +317,9 @@ def test_generation_runs_one_pass_a_step_and_edits_apply_to_each():
 def test_a_compiled_model_is_refused_with_the_way_out():
     with pytest.raises(UnsupportedModelError) as caught:
         mf.HookedModel(torch.compile(nn.Linear(3, 2), backend="eager"))
-    assert str(caught.value) == (
-        "This model is compiled: hooks added after compilation are ignored. Wrap the module inside it, HookedModel(model._orig_mod)."
+    assert (
+        str(caught.value)
+        == "This model is compiled: hooks added after compilation are ignored. Wrap the module inside it, HookedModel(model._orig_mod)."
     )
 
 
@@ -326,8 +328,8 @@ def test_a_model_compiled_in_place_is_refused_with_the_way_out():
     net[0].compile(backend="eager")
     with pytest.raises(UnsupportedModelError) as caught:
         mf.HookedModel(net)
-    assert str(caught.value) == (
-        "'0': compiled in place by `.compile()`, so what hooks do would be compiled with it. "
+    assert (
+        str(caught.value) == "'0': compiled in place by `.compile()`, so what hooks do would be compiled with it. "
         "Wrap the model before that, or set `_compiled_call_impl = None` there to run it uncompiled."
     )
     net[0]._compiled_call_impl = None
