@@ -218,13 +218,14 @@ def test_perceptrons_and_toy_models():
 # --- TransformerLens
 
 
-@pytest.fixture(scope="module")
-def bridge():
+@pytest.fixture(params=["gelu", "gated silu"])
+def bridge(request):
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
-    config = TransformerBridgeConfig(n_layers=2, d_model=8, n_heads=2, d_head=4, n_ctx=6, d_vocab=7, d_mlp=16, act_fn="gelu")
-    return TransformerBridge.boot_native(config)
+    *gated, act = request.param.split()
+    sizes = {"n_layers": 2, "d_model": 8, "n_heads": 2, "d_head": 4, "n_ctx": 6, "d_vocab": 7, "d_mlp": 16}
+    return TransformerBridge.boot_native(TransformerBridgeConfig(**sizes, act_fn=act, gated_mlp=bool(gated)))
 
 
 def test_bridge(bridge):

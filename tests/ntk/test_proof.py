@@ -10,7 +10,7 @@ from torch import nn
 
 from mechfeat.bench.oracles import ntk as oracle
 from mechfeat.errors import ProofError
-from mechfeat.ntk import PROVED, empirical, empirical_ntk, factors, proof, register_rule
+from mechfeat.ntk import PROVED, empirical_ntk, factors, job, proof, register_rule
 from mechfeat.ntk.factors import Dense, Lookup, Outer
 from mechfeat.ntk.rules import Use, conv, rule_for
 from tests.ntk.test_exact import OUTPUTS, assert_exact, reduced
@@ -91,13 +91,13 @@ def part(pick, change):
     """Change a parameter's finished part of the kernel; ``pick`` says which, from its factors."""
 
     def broken(patch):
-        right = empirical.contract
+        right = job.contract
 
         def contract(factors1, factors2, outputs, choose, n_rows):
             kernel, how = right(factors1, factors2, outputs, choose, n_rows)
             return (change(kernel, outputs) if pick(factors1) else kernel), how
 
-        patch.setattr(empirical, "contract", contract)
+        patch.setattr(job, "contract", contract)
 
     return broken
 
@@ -106,12 +106,12 @@ def calls(change):
     """Change the list of a parameter's uses."""
 
     def broken(patch):
-        right = empirical.contract
+        right = job.contract
 
         def contract(factors1, factors2, outputs, choose, n_rows):
             return change(right, factors1, factors2, outputs, choose, n_rows)
 
-        patch.setattr(empirical, "contract", contract)
+        patch.setattr(job, "contract", contract)
 
     return broken
 
