@@ -1,0 +1,44 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mechfeat.bench.overheads import idle_point, models, overhead, table
+
+ROWS = Path(__file__).parents[2] / "benchmarks" / "results" / "hooks.jsonl"
+
+
+def test_models_are_the_same_each_time():
+    for name, (module, x, one, quarter) in models().items():
+        again = models()[name]
+        assert torch.equal(x, again[1])
+        assert all(torch.equal(p, q) for p, q in zip(module.parameters(), again[0].parameters()))
+        assert {one, quarter} <= dict(module.named_modules()).keys()
+
+
+def test_rows_and_table():
+    rows = overhead("toy mlp 20 x 16 n4", runs=3, repeats=1)
+    assert len(rows) == 5
+    assert all(r.ratio > 0 and r.runs == 3 for r in rows)
+    assert len(table(rows).splitlines()) == 6
+
+
+def test_an_idle_point_costs_next_to_nothing():
+    # 0.04 µs alone; the limit leaves room for a busy machine.
+    assert idle_point() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("case", "limit"),
+    [
+        ("record every point", 1.25),
+        ("record one point", 1.10),
+        ("identity edit at one point", 1.10),
+        ("record to a quarter and stop", 0.40),
+    ],
+)
+def test_committed_rows_hold_the_promise_on_models_of_ten_milliseconds(case, limit):
+    rows = [r for r in map(json.loads, ROWS.read_text().splitlines()) if r["case"] == case and r["plain"] >= 0.01]
+    assert len({r["model"] for r in rows}) >= 2
+    assert max(r["ratio"] for r in rows) <= limit
