@@ -5,9 +5,10 @@ from mechfeat.hooks.description import Description, PointRow
 from mechfeat.hooks.edits import Edit, ProjectOut, Replace, Scale, Steer
 from mechfeat.hooks.edits_json import edits_from_json, edits_to_json
 from mechfeat.hooks.folding import fold_batch_norm
+from mechfeat.hooks.fwd_hooks import HookRef
 from mechfeat.hooks.interchange import Ablate, Patch
 from mechfeat.hooks.lowrank import LowRank
-from mechfeat.hooks.model import HookedModel, HookRef, hooked, unwrap
+from mechfeat.hooks.model import HookedModel, hooked, unwrap
 from mechfeat.hooks.names import HookName
 from mechfeat.hooks.shards import Shards
 from mechfeat.hooks.stream import RunningMean, Session, StreamEstimate

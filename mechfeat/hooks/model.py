@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mechfeat.errors import DtypeError, EmptyGlobError, UnsupportedModelError
+from mechfeat.errors import DtypeError, UnsupportedModelError
 from mechfeat.hooks.cache import ActivationCache, Positions
 from mechfeat.hooks.checkpointed import CheckpointAware
 from mechfeat.hooks.description import Description, Surveyor, static_description
-from mechfeat.hooks.edits import Edit, Replace
+from mechfeat.hooks.edits import Edit
+from mechfeat.hooks.fwd_hooks import FwdHooks, HookRef, as_edits
+from mechfeat.hooks.inputs import call, signature
 from mechfeat.hooks.names import HookName, NamesFilter, patterns
 from mechfeat.hooks.recorder import Memory, Recorder
 from mechfeat.hooks.scope import Site
@@ -21,27 +22,6 @@ from mechfeat.hooks.shards import Shards, kept, write
 from mechfeat.hooks.stream import Reduce, Session, StreamEstimate, batch_size, estimate, stream
 from mechfeat.hooks.verify import Verification, verify
 from mechfeat.hooks.weights import Weights
-
-FwdHooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Tensor | None]]]
-
-
-@dataclass(frozen=True)
-class HookRef:
-    """What a function in ``fwd_hooks`` is told about the hook point it is called at.
-
-    Attributes:
-        name: Hook name.
-    """
-
-    name: str
-
-
-@dataclass(frozen=True, init=False, eq=False, repr=False)
-class ForwardHook(Replace):
-    """A function ``fn(activation, hook=...)`` as TransformerLens takes it; None changes nothing."""
-
-    def at(self, name: str) -> "ForwardHook":
-        return ForwardHook(self.hook, _told(self.fn, name), **self.where)
 
 
 class HookedModel:
@@ -357,7 +337,7 @@ class HookedModel:
             OptionError: There is nothing to apply.
         """
         site = self._site()
-        every = [*edits, *_as_edits(fwd_hooks, self.hook_names())]
+        every = [*edits, *as_edits(fwd_hooks, self.hook_names())]
         if not every:
             from mechfeat.errors import OptionError
 
@@ -423,11 +403,7 @@ class HookedModel:
         return Site(self.module, self._axes)
 
     def _call(self, x: Any, kwargs: Mapping[str, Any]) -> Any:
-        if isinstance(x, tuple):
-            return self.module(*x, **kwargs)
-        if isinstance(x, Mapping):
-            return self.module(**x, **kwargs)
-        return self.module(**kwargs) if x is None else self.module(x, **kwargs)
+        return call(self.module, x, kwargs)
 
     def _record(
         self, x: Any, names_filter: NamesFilter, kwargs: Mapping[str, Any], *, grad: bool, clone: bool | None, stop: bool
@@ -443,7 +419,7 @@ class HookedModel:
         return Recorder(site, requests, self._memory, grad=grad, clone=clone, signature=kind, stop=stop)
 
     def _kind(self, x: Any, kwargs: Mapping[str, Any]) -> object:
-        return self.module.training, _signature(x), _signature(kwargs)
+        return self.module.training, signature(x), signature(kwargs)
 
     def _session(self, names_filter: NamesFilter, *, clone: bool | None = None, stop: bool = True) -> Session:
         return Session(self._recorder(names_filter, clone=clone, stop=stop), self._call, self._kind)
@@ -456,35 +432,6 @@ def _check_not_compiled(module: nn.Module) -> None:
             f"{', '.join(found)}: compiled in place by `.compile()`, so what hooks do would be compiled with it. "
             "Wrap the model before that, or set `_compiled_call_impl = None` there to run it uncompiled."
         )
-
-
-def _as_edits(fwd_hooks: FwdHooks, names: Sequence[str]) -> Iterator[Edit]:
-    for name, fn in fwd_hooks:
-        hooks = [n for n in names if name(n)] if callable(name) else [name]
-        if not hooks:
-            raise EmptyGlobError("fwd_hooks", names)
-        for hook in hooks:
-            yield ForwardHook(hook, fn)  # type: ignore[arg-type] # None is filled in by at()
-
-
-def _told(fn: Callable[..., Tensor | None], name: str) -> Callable[[Tensor], Tensor]:
-    def apply(x: Tensor) -> Tensor:
-        new = fn(x, hook=HookRef(name))
-        return x if new is None else new
-
-    apply.__name__ = getattr(fn, "__name__", type(fn).__name__)
-    return apply
-
-
-def _signature(value: Any) -> object:
-    """Kind of an input: shapes and dtypes of its tensors, and the values of what is no tensor."""
-    if isinstance(value, Tensor):
-        return tuple(value.shape), value.dtype
-    if isinstance(value, tuple | list):
-        return tuple(_signature(v) for v in value)
-    if isinstance(value, Mapping):
-        return tuple((k, _signature(v)) for k, v in value.items())
-    return value if isinstance(value, bool | int | float | str | None) else type(value)
 
 
 def unwrap(model: nn.Module | HookedModel) -> nn.Module:
