@@ -14,7 +14,7 @@ Outputs = Literal["full", "trace", "diagonal"]
 Right = Float[Tensor, "n t k"] | Int[Tensor, "n t"]
 Other = Float[Tensor, "m s k"] | Int[Tensor, "m s"]  # the same of the second side
 
-CHUNK_BYTES = 128 << 20  # largest temporary of one contraction; the last-level cache is far smaller, so larger chunks gain nothing
+CHUNK_BYTES = 128 << 20  # largest temporary of one contraction; chosen to bound memory, not tuned for speed
 
 
 def kernel_shape(n1: int, n2: int, o: int, outputs: Outputs) -> tuple[int, ...]:

@@ -27,9 +27,10 @@ def test_rows_and_table():
 
 
 def test_an_idle_point_costs_next_to_nothing():
-    # In a process of its own, since shape checking costs far more than the point. 0.04 µs alone; the limit leaves room for a busy machine.
+    # In a process of its own, since shape checking costs far more than the point.
+    # The least of five runs counts, so that other work on the machine does not.
     code = "from mechfeat.bench.overheads import idle_point; print(idle_point())"
-    assert float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) <= 0.5e-6
+    assert float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) <= 0.2e-6
 
 
 @pytest.mark.parametrize(
