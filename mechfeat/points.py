@@ -4,7 +4,7 @@ A scope is one recording or one block of edits. Scopes live in a context variabl
 its own and nobody else's. Outside every scope a point costs one look-up and returns its argument.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol, runtime_checkable
@@ -58,13 +58,8 @@ def point(x: Tensor, name: str, within: nn.Module | None = None) -> Tensor:
     return x
 
 
-def active() -> tuple[Scope, ...]:
-    """The scopes open in this thread or task, outermost first.
-
-    Returns:
-        The scopes.
-    """
-    return _scopes.get()
+active: Callable[[], tuple[Scope, ...]] = _scopes.get
+"""The scopes open in this thread or task, outermost first. Hooks of every recorded module ask, so nothing is wrapped around it."""
 
 
 def is_active(scope: Scope) -> bool:

@@ -1,22 +1,21 @@
 """The result of one run: hook name → activation."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mechfeat.errors import AmbiguousCallError, GradientError, HookNameError, OptionError, PortError, SelectorError, StaleActivationError
+from mechfeat.errors import GradientError, OptionError, SelectorError, StaleActivationError
 from mechfeat.features import Samples
-from mechfeat.hooks.names import HookName, numbered
+from mechfeat.hooks.index import CacheIndex
+from mechfeat.hooks.names import HookName
 
 Positions = Literal["all", "mean"] | int | tuple[int, ...] | Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class Capture:
+class Capture(NamedTuple):
     """One recorded tensor.
 
     Attributes:
@@ -38,6 +37,16 @@ class ActivationCache(Mapping[str, Tensor]):
 
     A hook point that fired once is listed without call index, one that fired more often as ``relu#0``, ``relu#1``, ....
 
+    Args:
+        index: Names of the activations.
+        captures: The activations, in the same order, each with its version as in :class:`Capture`.
+        axes: Names the axes of an activation.
+        unreached: As below, and so the others.
+        skipped: See below.
+        grad: Whether the graph was kept.
+        reached_end: See below.
+        notes: See below.
+
     Attributes:
         unreached: Hook points that a glob selected and this forward pass did not call.
         skipped: Selected parts that are no tensors, with their type.
@@ -47,51 +56,24 @@ class ActivationCache(Mapping[str, Tensor]):
 
     def __init__(
         self,
-        captures: Mapping[HookName, Capture],
+        index: CacheIndex,
+        captures: Sequence[tuple[Tensor, int | None]],
         *,
         axes: Callable[[HookName, int], tuple[str, ...]],
         unreached: Sequence[str] = (),
-        skipped: Mapping[str, str] = MappingProxyType({}),
+        skipped: Mapping[str, str] | None = None,
         grad: bool = False,
         reached_end: bool = True,
-        fired: Mapping[tuple[str, str], int] = MappingProxyType({}),
-        alias: Mapping[str, str] = MappingProxyType({}),
         notes: Sequence[str] = (),
     ) -> None:
-        self._calls: dict[tuple[str, str], int] = {}
-        for name in captures:
-            self._calls[name.path, name.port] = self._calls.get((name.path, name.port), 0) + 1
-        # Calls that were not recorded count as well: "relu" is ambiguous where relu#0 alone was asked for and relu fires twice.
-        self._fired = {(n.path, n.port): max(self._calls[n.path, n.port], fired.get((n.path, n.side), 0)) for n in captures}
-        self._names = {str(shown): name for name, shown in numbered(captures, self._fired)}
-        self._captures = {shown: captures[name] for shown, name in self._names.items()}
+        self._index, self._captures = index, captures
         self._axes = axes  # asked when needed: naming the axes of every point would cost as much as recording it
-        self._alias = dict(alias)
-        self.unreached, self.skipped, self.reached_end = tuple(unreached), MappingProxyType(dict(skipped)), reached_end
+        self.unreached, self.skipped, self.reached_end = tuple(unreached), MappingProxyType(dict(skipped or {})), reached_end
         self.notes, self._grad = tuple(notes), grad
 
     def _find(self, text: str) -> tuple[str, Capture]:
-        if text in self._captures:
-            return text, self._captures[text]
-        name = HookName.parse(text)
-        name = name._replace(path=self._alias.get(name.path, name.path))
-        ports = [port for path, port in self._calls if path == name.path and (port == name.port or port.startswith(name.port + "."))]
-        if not ports:
-            raise self._absent(text)
-        if len(ports) > 1:
-            raise PortError(text, f"it holds {len(ports)} tensors", [str(HookName(name.path, p)) for p in ports])
-        fired = self._fired[name.path, ports[0]]
-        if name.call is None and fired > 1:
-            raise AmbiguousCallError(str(HookName(name.path, ports[0])), fired)
-        key = str(HookName(name.path, ports[0], name.call if fired > 1 or name.call else None))
-        if key not in self._captures:
-            raise self._absent(text)
-        return key, self._captures[key]
-
-    def _absent(self, text: str) -> HookNameError:
-        error = HookNameError(text, list(self._captures))
-        error.args = (error.args[0].replace("in this model", "recorded in this cache").replace("`model.hook_names()`", "`list(cache)`"),)
-        return error
+        key = self._index.find(text)
+        return key, Capture(*self._captures[self._index.places[key]])
 
     def __getitem__(self, name: str) -> Tensor:
         key, capture = self._find(name)
@@ -100,7 +82,7 @@ class ActivationCache(Mapping[str, Tensor]):
         return capture.value
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._captures)
+        return iter(self._index.places)
 
     def __len__(self) -> int:
         return len(self._captures)
@@ -125,7 +107,10 @@ class ActivationCache(Mapping[str, Tensor]):
         return self[name] if name in self else default  # noqa: SIM401 - this is the get
 
     def __repr__(self) -> str:
-        rows = [f"  {name}  {' '.join(f'{a}={s}' for a, s in zip(self.axes(name), c.value.shape))}" for name, c in self._captures.items()]
+        rows = [
+            f"  {name}  {' '.join(f'{a}={s}' for a, s in zip(self.axes(name), value.shape))}"
+            for name, (value, _) in zip(self, self._captures)
+        ]
         notes = [f"  not reached: {', '.join(self.unreached)}"] if self.unreached else []
         notes += [f"  note: {note}" for note in self.notes]
         return "\n".join([f"ActivationCache of {len(self)} hook points", *rows, *notes])
@@ -140,7 +125,7 @@ class ActivationCache(Mapping[str, Tensor]):
             One name an axis, such as ``("sample", "channel", "height", "width")``.
         """
         key, capture = self._find(name)
-        return self._axes(self._names[key], capture.value.ndim)
+        return self._axes(self._index.names[self._index.places[key]], capture.value.ndim)
 
     def calls(self, name: str) -> int:
         """How many calls of a hook point were recorded.
@@ -152,7 +137,7 @@ class ActivationCache(Mapping[str, Tensor]):
             The number, 0 for a hook point that is not in the cache.
         """
         parsed = HookName.parse(name)
-        return self._calls.get((self._alias.get(parsed.path, parsed.path), parsed.port), 0)
+        return self._index.calls.get((self._index.path(parsed.path), parsed.port), 0)
 
     def samples(self, name: str, positions: Positions = "all") -> Samples:
         """The activation as a table with one row a sample and one column a channel.
@@ -234,10 +219,14 @@ class ActivationCache(Mapping[str, Tensor]):
             )
         if not scalar.requires_grad:
             raise GradientError("The scalar does not depend on anything recorded in this run. Compute it from the output of the same run.")
-        chosen = [self._find(n)[0] for n in names] if names is not None else [n for n, c in self._captures.items() if c.value.requires_grad]
-        without = [n for n in chosen if not self._captures[n].value.requires_grad]
+        chosen = (
+            [self._find(n)[0] for n in names]
+            if names is not None
+            else [n for n, (value, _) in zip(self, self._captures) if value.requires_grad]
+        )
+        without = [n for n in chosen if not self._find(n)[1].value.requires_grad]
         if without:
-            raise GradientError(f"{', '.join(map(repr, without))} hold {self._captures[without[0]].value.dtype}, which has no gradient.")
+            raise GradientError(f"{', '.join(map(repr, without))} hold {self[without[0]].dtype}, which has no gradient.")
         values = [self[n] for n in chosen]
         found = torch.autograd.grad(scalar.reshape(()), values, allow_unused=True, retain_graph=retain_graph)
         return {n: torch.zeros_like(v) if g is None else g for n, v, g in zip(chosen, values, found)}

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from mechfeat.hooks.names import HookName, Pattern
-from mechfeat.hooks.scope import ModelScope, Site
+from mechfeat.hooks.scope import ModelScope
+from mechfeat.hooks.site import Site
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from torch import Tensor
 from mechfeat.errors import AmbiguousCallError, EditNotFiredError
 from mechfeat.hooks.edits import Edit
 from mechfeat.hooks.names import HookName, Pattern, unknown_name
-from mechfeat.hooks.scope import ModelScope, Site
+from mechfeat.hooks.scope import ModelScope
+from mechfeat.hooks.site import Site
 
 
 class Editor(ModelScope):

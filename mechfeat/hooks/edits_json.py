@@ -16,6 +16,7 @@ from torch import Tensor
 from mechfeat.errors import DtypeError, FileFormatError, MechfeatError
 from mechfeat.hooks.cache import ActivationCache, Capture
 from mechfeat.hooks.edits import Edit, ProjectOut, Scale, Steer
+from mechfeat.hooks.index import CacheIndex
 from mechfeat.hooks.interchange import Ablate, Patch
 from mechfeat.hooks.names import HookName
 
@@ -119,9 +120,10 @@ def _decode(tree: Any) -> Any:
         entries = {HookName.parse(name): entry for name, entry in tree["cache"].items()}
         # A name without call index fired once; one that shows it fired more often, also where a single call was recorded.
         fired = {(n.path, n.side): n.call + 2 for n in entries if n.call is not None}
-        captures = {HookName(n.path, n.port, n.call or 0): Capture(_decode(e["value"]), None) for n, e in entries.items()}
+        index = CacheIndex([HookName(n.path, n.port, n.call or 0) for n in entries], fired)
+        captures = [Capture(_decode(e["value"]), None) for e in entries.values()]
         named = {(n.path, n.port): tuple(e["axes"]) for n, e in entries.items()}
-        return ActivationCache(captures, axes=lambda name, ndim: named[name.path, name.port], fired=fired)
+        return ActivationCache(index, captures, axes=lambda name, ndim: named[name.path, name.port])
     dtype = getattr(torch, tree["dtype"])
     raw = base64.b64decode(tree["base64"], validate=True)
     data = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)

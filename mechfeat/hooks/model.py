@@ -17,8 +17,8 @@ from mechfeat.hooks.fwd_hooks import FwdHooks, HookRef, as_edits
 from mechfeat.hooks.inputs import call, signature
 from mechfeat.hooks.names import HookName, NamesFilter, patterns
 from mechfeat.hooks.recorder import Memory, Recorder
-from mechfeat.hooks.scope import Site
 from mechfeat.hooks.shards import Shards, kept, write
+from mechfeat.hooks.site import Site
 from mechfeat.hooks.stream import Reduce, Session, StreamEstimate, batch_size, estimate, stream
 from mechfeat.hooks.verify import Verification, verify
 from mechfeat.hooks.weights import Weights
@@ -84,6 +84,7 @@ class HookedModel:
         self.module: nn.Module = module
         self._axes: dict[str, tuple[str, ...]] = {name: tuple(names) for name, names in (axes or {}).items()}
         self._memory = Memory()
+        self._last_site: Site | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module itself; edits of an enclosing ``hooks`` block apply."""
@@ -337,7 +338,7 @@ class HookedModel:
             OptionError: There is nothing to apply.
         """
         site = self._site()
-        every = [*edits, *as_edits(fwd_hooks, self.hook_names())]
+        every = [*edits, *(as_edits(fwd_hooks, self.hook_names()) if fwd_hooks else ())]
         if not every:
             from mechfeat.errors import OptionError
 
@@ -400,7 +401,10 @@ class HookedModel:
     # --- inside
 
     def _site(self) -> Site:
-        return Site(self.module, self._axes)
+        site = self._last_site
+        if site is None or not site.is_current():
+            site = self._last_site = Site(self.module, self._axes)
+        return site
 
     def _call(self, x: Any, kwargs: Mapping[str, Any]) -> Any:
         return call(self.module, x, kwargs)
@@ -415,8 +419,9 @@ class HookedModel:
 
     def _recorder(self, names_filter: NamesFilter, *, grad: bool = False, clone: bool | None, stop: bool, kind: object = None) -> Recorder:
         site = self._site()
-        requests = patterns(names_filter, [*site.names(), *self._memory.points])
-        return Recorder(site, requests, self._memory, grad=grad, clone=clone, signature=kind, stop=stop)
+        key = (names_filter,) if names_filter is None or isinstance(names_filter, str) else None
+        selection = site.selection(key, lambda: patterns(names_filter, [*site.names(), *self._memory.points]))
+        return Recorder(site, selection, self._memory, grad=grad, clone=clone, signature=kind, stop=stop)
 
     def _kind(self, x: Any, kwargs: Mapping[str, Any]) -> object:
         return self.module.training, signature(x), signature(kwargs)

@@ -6,9 +6,8 @@ threads that run the same model meanwhile see nothing.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -17,83 +16,11 @@ from torch import Tensor, nn
 
 from mechfeat import points
 from mechfeat.errors import DtypeError, OptionError, PortError, UnsupportedModelError
-from mechfeat.hooks.adapters import adapter_for, aliases
 from mechfeat.hooks.attention import ExplicitAttention
-from mechfeat.hooks.axes import AxisNamer
-from mechfeat.hooks.names import ATTENTION_PORTS, HookName, Pattern, split_unknown, unknown_name, unknown_role
-from mechfeat.hooks.registration import REGISTRATION
+from mechfeat.hooks.names import HookName, Pattern, unknown_name
+from mechfeat.hooks.registration import REGISTRATION, HookTables
+from mechfeat.hooks.site import Selection, Site
 from mechfeat.hooks.values import leaves, substitute
-
-
-class Site:
-    """The module paths of a model, read afresh for each run because modules may be added between runs.
-
-    Args:
-        module: The model.
-        axes: Axis names set by the user.
-    """
-
-    def __init__(self, module: nn.Module, axes: Mapping[str, tuple[str, ...]]) -> None:
-        self.module = module
-        self.modules: dict[str, nn.Module] = {}
-        self.path_of: dict[int, str] = {}
-        self.alias: dict[str, str] = {}
-        for path, child in module.named_modules(remove_duplicate=False):
-            if isinstance(child, nn.ModuleList | nn.ModuleDict):
-                continue
-            first = self.path_of.setdefault(id(child), path)
-            if first == path:
-                self.modules[path] = child
-            else:
-                self.alias[path] = first
-        self.alias.update({name: path for name, path in aliases(module, self.path_of).items() if name not in self.modules})
-        self._axes = dict(axes)
-        self._namer: AxisNamer | None = None
-        self._roles: dict[str, tuple[str, ...]] | None = None
-
-    @property
-    def roles(self) -> dict[str, tuple[str, ...]]:
-        """Role → hook names, for a model of a known family; else empty."""
-        if self._roles is None:
-            self._roles = adapter_for(self.module).roles
-        return self._roles
-
-    def axes(self, name: HookName, ndim: int) -> tuple[str, ...]:
-        """Axis names of an activation.
-
-        Args:
-            name: Its hook name.
-            ndim: Its number of axes.
-
-        Returns:
-            One name an axis.
-        """
-        if self._namer is None:
-            self._namer = AxisNamer(self.modules, self._axes)
-        return self._namer(name.path, name.port, ndim)
-
-    def canonical(self, pattern: Pattern) -> Pattern:
-        """The request with a role resolved, and a second path of a shared module replaced by its first.
-
-        Args:
-            pattern: A request.
-
-        Returns:
-            The request under the paths that hook names use.
-
-        Raises:
-            HookNameError: The model has no such role.
-        """
-        if pattern.role is not None and not pattern.members and pattern.path not in self.modules:
-            if pattern.role not in self.roles:
-                raise unknown_role(pattern, self.roles)
-            return pattern.resolved(self.roles[pattern.role])
-        first = self.alias.get(pattern.path)
-        return pattern if first is None else replace(pattern, path=first)
-
-    def names(self) -> list[str]:
-        """Hook names of the outputs of all modules, in order of definition."""
-        return [str(HookName(path)) for path in self.modules]
 
 
 class ModelScope:
@@ -105,34 +32,17 @@ class ModelScope:
         known_points: Names given to ``mf.point`` in earlier runs, for error messages.
     """
 
-    def __init__(self, site: Site, requests: Sequence[Pattern], known_points: Sequence[str] = ()) -> None:
-        self.site = site
-        self.requests = [site.canonical(p) for p in requests]
-        self.found, self.pending = split_unknown(self.requests, list(site.modules))
+    def __init__(self, site: Site, requests: Sequence[Pattern] | Selection, known_points: Sequence[str] = ()) -> None:
+        selection = requests if isinstance(requests, Selection) else Selection(site, requests)
+        self.site, self.selection = site, selection
+        self.requests, self.wanted, self.pending = selection.requests, selection.wanted, selection.pending
         for pattern in self.pending:
             if pattern.port != "out":  # points have no inputs, so this cannot be one
                 raise unknown_name(pattern, [*site.names(), *known_points])
-        self.point_patterns = [p for p in self.requests if p in self.pending or "*" in p.path or p.members]
-        self.wanted: dict[str, list[Pattern]] = {}
-        for pattern, paths in self.found:
-            for path in paths:
-                self.wanted.setdefault(path, []).append(pattern)
-        self._by_side: dict[tuple[str, str], list[Pattern]] = {}
         self.calls: dict[tuple[str, str], int] = {}
         self.points_seen: dict[str, None] = dict.fromkeys(known_points)
         self.attention_seen: dict[str, None] = {}  # modules that called attention
         self.inside = 0  # depth of forward passes of the root that are under way
-
-    def sides(self, path: str) -> set[str]:
-        """The sides of a module that are asked for: ``in``, ``out`` and attention ports.
-
-        Args:
-            path: Its path.
-
-        Returns:
-            The sides.
-        """
-        return {side for p in self.wanted[path] for side in p.sides}
 
     def visit(self, x: Tensor, name: HookName, patterns: Sequence[Pattern]) -> Tensor:
         """Take a tensor that was asked for.
@@ -164,20 +74,22 @@ class ModelScope:
         """Hooks in place and scope active until the block ends."""
         with ExitStack() as handles:
             with REGISTRATION:
+                tables = HookTables()
+                handles.callback(tables.remove)
                 root = self.site.module
                 # First of all, so that a pass which fails in another pre-hook was counted in before it is counted out.
                 handles.callback(root.register_forward_pre_hook(self._root_enters, prepend=True).remove)
-                for path in self.wanted:
-                    module, sides = self.site.modules[path], self.sides(path)
+                for path, sides in self.selection.sides.items():
+                    module = self.site.modules[path]
                     if "in" in sides:
-                        handles.callback(module.register_forward_pre_hook(self._enters(path), with_kwargs=True).remove)
+                        tables.enters(module, self._enters(path))
                     if "out" in sides:
-                        handles.callback(module.register_forward_hook(self._leaves(path)).remove)
+                        tables.leaves(module, self._leaves(path))
                 # Last, so that the root's own output is visited before the pass counts as complete.
                 handles.callback(root.register_forward_hook(self._root_leaves).remove)
                 handles.callback(root.register_forward_hook(self._root_ends, always_call=True).remove)
             handles.enter_context(points.entered(self))
-            if any(side in ATTENTION_PORTS for p in self.requests for side in p.sides):
+            if self.selection.asks_attention:
                 handles.enter_context(ExplicitAttention(self.site.module, self).installed())
             yield
 
@@ -195,7 +107,7 @@ class ModelScope:
         if not isinstance(x, Tensor):
             raise DtypeError(f"mf.point(..., {name!r}) was given a {type(x).__name__}. It takes one tensor.")
         self.points_seen[name] = None
-        patterns = [p for p in self.point_patterns if p.matches_path(name)]
+        patterns = [p for p in self.selection.point_patterns if p.matches_path(name)]
         return self._visited(x, name, "out", patterns) if patterns else x
 
     def at_attention(self, x: Tensor, port: str, owner: nn.Module) -> Tensor:
@@ -239,12 +151,13 @@ class ModelScope:
 
     def _leaves(self, path: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, out: Any) -> Any:
-            if not points.is_active(self):
-                return None
-            new = self._visited(out, path, "out", self.wanted[path])
-            return None if new is out else new
+            return self._left(path, out) if points.is_active(self) else None
 
         return hook
+
+    def _left(self, path: str, out: Any) -> Any:
+        new = self._visited(out, path, "out", self.wanted[path])
+        return None if new is out else new
 
     def _enters(self, path: str) -> Callable[..., Any]:
         # Without kwargs where another thread runs this hook while it is registered or removed: torch keeps the two tables apart.
@@ -264,10 +177,7 @@ class ModelScope:
     def _visited(self, value: Any, path: str, side: str, patterns: Sequence[Pattern]) -> Any:
         call = self.calls.get((path, side), 0)
         self.calls[path, side] = call + 1
-        mine = self._by_side.get((path, side))
-        if mine is None:
-            mine = self._by_side[path, side] = [p for p in patterns if side in p.sides]
-        patterns = [p for p in mine if p.call is None or p.call in ("*", str(call))]
+        patterns = [p for p in self.selection.at(path, side, patterns) if p.call is None or p.call in ("*", str(call))]
         if len(patterns) == 1 and type(value) is Tensor and patterns[0].port in (side, "*") and not patterns[0].members:
             value = self._take(value, HookName(path, side, call), patterns)  # by far the most common case, without the search for parts
         elif patterns:
@@ -296,10 +206,7 @@ class ModelScope:
     def _take(self, x: Tensor, name: HookName, patterns: Sequence[Pattern]) -> Tensor:
         """Visit a tensor, after a look at what kind it is."""
         if torch._C._functorch.is_functorch_wrapped_tensor(x):
-            raise UnsupportedModelError(
-                f"{name} was reached inside a torch.func transform (vmap, grad, jvp), where tensors lack their batch axis. "
-                "Record or edit in a plain call of the model."
-            )
+            raise inside_a_transform(name)
         if not x.is_nested:
             return self.visit(x, name, patterns)
         # What torch's encoder uses inside for padded batches has no shape; it is seen as the dense tensor with zeros as padding.
@@ -310,6 +217,21 @@ class ModelScope:
                 "Build the encoder with enable_nested_tensor=False."
             )
         return x
+
+
+def inside_a_transform(name: HookName) -> UnsupportedModelError:
+    """The error for a hook point that a transform of torch.func reached.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        The exception, to be raised by the caller.
+    """
+    return UnsupportedModelError(
+        f"{name} was reached inside a torch.func transform (vmap, grad, jvp), where tensors lack their batch axis. "
+        "Record or edit in a plain call of the model."
+    )
 
 
 def _under_way(module: nn.Module) -> int:

@@ -194,11 +194,13 @@ def test_nested_captures_are_padded_with_zeros():
     dense = nets.encoder(nested=False).eval()
     dense.load_state_dict(net.state_dict())
     with torch.no_grad():
-        found = mf.HookedModel(net).record(x, "layers.0", src_key_padding_mask=mask)["layers.0"]
+        model = mf.HookedModel(net)
+        found, *later = (model.run_with_cache(x, "layers.0", src_key_padding_mask=mask)[1]["layers.0"] for _ in range(4))
         expected = mf.HookedModel(dense).record(x, "layers.0", src_key_padding_mask=mask)["layers.0"]
         rows = {r.name: r for r in mf.HookedModel(net).describe(x, src_key_padding_mask=mask)}
         assert (rows["layers.0"].axes, rows["layers.0"].shape) == (("sample", "pos", "channel"), (3, 5, 16))
     torch.testing.assert_close(found, expected.masked_fill(mask[..., None], 0.0))
+    assert all(torch.equal(x, found) for x in later)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

@@ -7,6 +7,7 @@ from torch import nn
 import mechfeat as mf
 from mechfeat.errors import EditNotFiredError, HookNotReachedError
 from mechfeat.hooks import Ablate, Replace
+from mechfeat.hooks.registration import HookTables
 
 from . import nets
 
@@ -117,24 +118,38 @@ def test_error_in_the_body_of_the_block(net):
     repeat(net, x, run, KeyError)
 
 
-@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize(
+    ("owner", "kind", "steps"),
+    [
+        (nn.Module, "register_forward_hook", 2),
+        (nn.Module, "register_forward_pre_hook", 1),
+        (HookTables, "leaves", 5),
+        (HookTables, "enters", 5),
+        (HookTables, "_place", 15),
+    ],
+)
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_error_during_registration(net, monkeypatch, kind, error):
+def test_error_during_registration(net, monkeypatch, owner, kind, steps, late, error):
     x, model = torch.randn(2, 3), mf.HookedModel(net)
     before, plain = nets.hook_tables(net), net(x)
-    register = getattr(nn.Module, kind)
+    register = getattr(owner, kind)
+    late = late and owner is HookTables  # torch's own registration hands out its handle in the same step
     for k in range(100):
         count = 0
 
         def failing(self, *args, k=k, **kwargs):
             nonlocal count
             count += 1
-            if count == 1 + k % 6:
+            if count == 1 + k % steps and not late:
                 raise error
-            return register(self, *args, **kwargs)
+            made = register(self, *args, **kwargs)
+            if count == 1 + k % steps:
+                raise error
+            return made
 
         with monkeypatch.context() as patch:
-            patch.setattr(nn.Module, kind, failing)
+            patch.setattr(owner, kind, failing)
             with pytest.raises(error):
                 model.run_with_cache(x, "**:*")
             count = 0
