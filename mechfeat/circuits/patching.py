@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mechfeat.circuits.evidence import MIN_INPUTS, partners, relabelled, split_half_agreement
 from mechfeat.errors import CircuitError, OptionError, SampleInteractionError, SelectorError, ShapeError
 from mechfeat.features import Finding, storable
 from mechfeat.hooks import ActivationCache, HookedModel, Replace, hooked
@@ -34,6 +35,7 @@ class PatchingFinding(Finding):
         metrics: The metric for each patch and each pair of inputs, in its own units.
         clean: The metric of the clean run, for each input.
         corrupted: The metric of the corrupted run, for each input.
+        control: The metric for each patch where the activation comes from the corrupted run of another pair; None without a null.
     """
 
     points: tuple[str, ...]
@@ -41,6 +43,7 @@ class PatchingFinding(Finding):
     metrics: Float[Tensor, "point *place input"]
     clean: Float[Tensor, " input"]
     corrupted: Float[Tensor, " input"]
+    control: Float[Tensor, "point *place input"] | None = None
 
     @property
     def scores(self) -> Float[Tensor, "*grid"]:
@@ -51,6 +54,21 @@ class PatchingFinding(Finding):
         with means over the inputs. It may lie outside [0, 1].
         """
         return _score(self.metrics, self.clean, self.corrupted)
+
+    @property
+    def p_values(self) -> Float[Tensor, "*grid"] | None:
+        """For each patch, the share of the null at least as large as its score, in (0, 1]: paid for looking at all of them. None without"
+        " a null.
+        """
+        if self.null is None:
+            return None
+        scores = self.scores
+        return (1 + (~(self.null < scores[..., None])).sum(-1)).to(scores) / (1 + len(self.null))
+
+    def summary(self) -> str:
+        """One line: value, interval, n, null, reliability, verdict, and why there is no null where there is none."""
+        reason = self.settings.get("no null because")
+        return super().summary() + (f" ({reason})" if reason else "")
 
     def strongest(self, k: int = 5) -> list[tuple[str, tuple[int, ...], float]]:
         """The patches that restore most.
@@ -77,6 +95,7 @@ def activation_patching(
     positions: Each | None = None,
     heads: Each | None = None,
     batch: int = 64,
+    n_null: int = 1000,
     n_boot: int = 200,
     seed: int = 0,
     progress: bool = False,
@@ -94,14 +113,18 @@ def activation_patching(
         positions: ``"each"`` patches every position on its own (for images every height and width); None all of them together.
         heads: ``"each"`` patches every head on its own, where the activation has a ``head`` axis.
         batch: Inputs a forward pass may hold; at least one copy of ``corrupted`` is always run, two in the first pass.
+        n_null: Draws of the null; 0 saves its forward passes.
         n_boot: Bootstrap draws of inputs for the interval.
-        seed: Seed of the bootstrap and of the halves for the reliability.
+        seed: Seed of the mismatched pairs, of the null, of the bootstrap and of the halves for the reliability.
         progress: Show a progress bar.
 
     Returns:
         ``value``: the largest score, dimensionless. ``interval``: bootstrap over inputs of the score of that same patch, 95 %.
-        ``reliability``: correlation of the scores between halves of the inputs, in [-1, 1]; None below four inputs or two patches. ``n``:
-        number of inputs. ``null`` is None: the largest of many scores is no evidence by itself, and the finding is not "established".
+        ``null``: the largest score over all patches where nothing is to be found: where each input's effect could as well have the other
+        sign, or as well be that of a control, the activation at the same place in the corrupted run of another pair; the larger of the two.
+        The control tells what a clean activation restores from what any other activation does. None below six inputs, where too few
+        labellings exist to reach p = 0.05; ``summary`` says so. ``reliability``: agreement, between halves of the inputs, of the score of
+        the patch that is strongest in one of them, in [-1, 1]; None below four inputs. ``n``: number of inputs.
 
     Raises:
         CircuitError: Clean and corrupted run do not differ in the metric, so nothing can be restored.
@@ -111,11 +134,13 @@ def activation_patching(
         OptionError: ``positions`` or ``heads`` is neither None nor "each", or ``batch`` is below 1.
 
     Cost:
-        Two runs, and ``points · places · inputs / batch`` forward passes of ``batch`` inputs; holds the clean activations of all points.
+        Two runs, and ``2 · points · places · inputs / batch`` forward passes of ``batch`` inputs, half of them with ``n_null=0``; holds the
+        activations of all points in both runs.
 
     Source:
         Vig et al. 2020, *Causal Mediation Analysis for Interpreting Neural NLP*; Meng et al. 2022, *Locating and Editing Factual
-        Associations in GPT*.
+        Associations in GPT*. The null is a permutation test in pairs (Fisher 1935, *The Design of Experiments*), over the largest of all
+        scores.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
@@ -130,6 +155,8 @@ def activation_patching(
             raise OptionError(option, found, (None, "each"))
     if batch < 1:
         raise OptionError("batch", batch, ("a number of inputs, at least 1",))
+    if n_null < 0:
+        raise OptionError("n_null", n_null, ("a number of draws, 0 for no null",))
     hm = hooked(model)
     with torch.no_grad():
         out, source = hm.run_with_cache(clean, points)
@@ -140,23 +167,27 @@ def activation_patching(
         _check_pair(source, target, clean_metric, corrupted_metric)
         swept, sizes = _swept(source, positions == "each", heads == "each", n)
         patches = [(name, place) for name in source for place in itertools.product(*map(range, sizes))]
-        copies = max(1, batch // max(n, 1))
-        rows: list[Tensor] = []
-        first = True
-        with tqdm(total=len(patches), desc="patches", unit="patch", disable=not progress) as bar:
-            while len(rows) < len(patches):
-                room = max(1, copies - 1) if first else copies  # the first pass also holds a copy that is left alone
-                chosen = patches[len(rows) : len(rows) + room]
-                repeated = _repeated(corrupted, n, len(chosen) + first)
-                out = hm.run_with_hooks(repeated, *_edits(source, chosen, swept, n))
-                parts = [_per_input(metric(part), n) for part in _split(out, n, len(chosen) + first)]
-                if first:
-                    _check_alone(parts.pop(), clean_metric, corrupted_metric, _rounding(source))
-                    first = False
-                rows += parts
-                bar.update(len(parts))
-    metrics = torch.stack(rows).view(len(source), *sizes, n)
-    generator = torch.Generator().manual_seed(seed)
+        axes = {name: source.axes(name) for name in source}
+        generator = torch.Generator().manual_seed(seed)
+        reason = _no_null(n, n_null)
+        other = None if reason else partners(n, generator)
+        tolerance = _tolerance(clean_metric, corrupted_metric, _rounding(source))
+        with tqdm(total=len(patches) * (1 if other is None else 2), desc="patches", unit="patch", disable=not progress) as bar:
+
+            def run(values: Mapping[str, Tensor], check: bool) -> Tensor:
+                rows = _patched(
+                    hm, corrupted, values, axes, patches, swept, metric, max(1, batch // max(n, 1)), corrupted_metric, tolerance, check, bar
+                )
+                return torch.stack(rows).view(len(source), *sizes, n)
+
+            metrics = run(source, True)
+            control = None if other is None else run(_mismatched(target, axes, other), False)
+    difference = (clean_metric - corrupted_metric).mean()
+    effects = (metrics - corrupted_metric).view(-1, n)
+    null = None
+    if control is not None:
+        swapped = (control - corrupted_metric).view(-1, n)
+        null = relabelled(effects / difference, swapped / difference, n_null, generator, floor=tolerance / float(difference.abs()))
     scores = _score(metrics, clean_metric, corrupted_metric)
     best = metrics.view(-1, n)[int(scores.flatten().argmax())]
     drawn = torch.randint(n, (n_boot, n), generator=generator, device="cpu").to(best.device)
@@ -166,15 +197,66 @@ def activation_patching(
         value=float(scores.max()),
         n=n,
         seed=seed,
-        reliability=_split_half(metrics.view(-1, n), clean_metric, corrupted_metric, generator),
+        null=null,
+        reliability=split_half_agreement(effects, clean_metric - corrupted_metric, generator),
         interval=(low, high),
-        settings={"statistic": "largest score", "positions": positions, "heads": heads, "batch": batch, "n_boot": n_boot, "unit": "input"},
+        settings={
+            "statistic": "largest score",
+            "positions": positions,
+            "heads": heads,
+            "batch": batch,
+            "n_null": n_null,
+            "n_boot": n_boot,
+            "unit": "input",
+            **({"no null because": reason} if reason else {}),
+        },
         points=tuple(source),
         axes=("point", *swept),
         metrics=metrics,
         clean=clean_metric,
         corrupted=corrupted_metric,
+        control=control,
     )
+
+
+def _no_null(n: int, n_null: int) -> str | None:
+    if n_null == 0:
+        return "n_null is 0"
+    if n < MIN_INPUTS:
+        return f"{n} pair{'' if n == 1 else 's'} of inputs, and a null needs {MIN_INPUTS}"
+    return None
+
+
+def _mismatched(target: ActivationCache, axes: Mapping[str, tuple[str, ...]], other: Tensor) -> dict[str, Tensor]:
+    return {name: target[name].index_select(axes[name].index("sample"), other.to(target[name].device)) for name in target}
+
+
+def _patched(
+    hm: HookedModel,
+    corrupted: Any,
+    values: Mapping[str, Tensor],
+    axes: Mapping[str, tuple[str, ...]],
+    patches: Sequence[tuple[str, tuple[int, ...]]],
+    swept: tuple[str, ...],
+    metric: Metric,
+    copies: int,
+    alone: Float[Tensor, " input"],
+    tolerance: float,
+    check: bool,
+    bar: Any,
+) -> list[Tensor]:
+    """The metric under each patch, several patches a pass; with ``check`` the first pass also holds a copy that is left alone."""
+    n, rows = len(alone), list[Tensor]()
+    while len(rows) < len(patches):
+        first = check and not rows
+        chosen = patches[len(rows) : len(rows) + (max(1, copies - 1) if first else copies)]
+        out = hm.run_with_hooks(_repeated(corrupted, n, len(chosen) + first), *_edits(values, axes, chosen, swept, n))
+        parts = [_per_input(metric(part), n) for part in _split(out, n, len(chosen) + first)]
+        if first:
+            _check_alone(parts.pop(), alone, tolerance)
+        rows += parts
+        bar.update(len(parts))
+    return rows
 
 
 def _score(metrics: Float[Tensor, "*patch input"], clean: Float[Tensor, " input"], corrupted: Float[Tensor, " input"]) -> Tensor:
@@ -216,16 +298,21 @@ def _swept(source: ActivationCache, positions: bool, heads: bool, n: int) -> tup
     return tuple(a for a, _ in grid), tuple(s for _, s in grid)
 
 
-def _edits(source: ActivationCache, chosen: Sequence[tuple[str, tuple[int, ...]]], swept: tuple[str, ...], n: int) -> Iterator[Replace]:
+def _edits(
+    values: Mapping[str, Tensor],
+    axes: Mapping[str, tuple[str, ...]],
+    chosen: Sequence[tuple[str, tuple[int, ...]]],
+    swept: tuple[str, ...],
+    n: int,
+) -> Iterator[Replace]:
     """One edit a point, which patches each copy of the inputs at its own place.
 
     Yields:
         Edits, in order of the points.
     """
     for name in dict.fromkeys(name for name, _ in chosen):
-        axes = source.axes(name)
         mine = [(copy, place) for copy, (at, place) in enumerate(chosen) if at == name]
-        yield Replace(name, _patch(source[name], axes, mine, swept, n))
+        yield Replace(name, _patch(values[name], axes[name], mine, swept, n))
 
 
 def _patch(
@@ -267,10 +354,14 @@ def _split(out: Any, n: int, copies: int) -> Iterator[Any]:
         yield substitute(out, {place: part[copy * n : (copy + 1) * n] for place, part in parts}, "out")
 
 
-def _check_alone(found: Tensor, clean: Tensor, corrupted: Tensor, eps: float) -> None:
-    """A copy that was not patched must answer as the corrupted run did, up to the rounding of another batch size."""
+def _tolerance(clean: Tensor, corrupted: Tensor, eps: float) -> float:
+    """How far a metric may be off by the rounding of another batch size."""
     # A difference of logits rounds with the logits, which may be much larger; what counts is the share of the effect.
-    tolerance = max(min(1e3 * eps, 0.05) * float(corrupted.abs().amax()), eps**0.5 * float((clean - corrupted).mean().abs()))
+    return max(min(1e3 * eps, 0.05) * float(corrupted.abs().amax()), eps**0.5 * float((clean - corrupted).mean().abs()))
+
+
+def _check_alone(found: Tensor, corrupted: Tensor, tolerance: float) -> None:
+    """A copy that was not patched must answer as the corrupted run did, up to rounding."""
     gap = float((found - corrupted).abs().amax())
     if not gap <= tolerance:
         raise SampleInteractionError(
@@ -292,12 +383,3 @@ def _per_input(values: Tensor, n: int | None = None) -> Tensor:
             "It must give one number an input, such as logits[:, 3]."
         )
     return values.detach().to(torch.promote_types(values.dtype, torch.float32))  # quantiles need at least float32
-
-
-def _split_half(metrics: Float[Tensor, "patch input"], clean: Tensor, corrupted: Tensor, generator: torch.Generator) -> float | None:
-    patches, n = metrics.shape
-    if n < 4 or patches < 2:
-        return None
-    order = torch.randperm(n, generator=generator, device="cpu").to(metrics.device)
-    a, b = (_score(metrics[:, h], clean[h], corrupted[h]) for h in (order[::2], order[1::2]))
-    return float(torch.nn.functional.cosine_similarity(a - a.mean(), b - b.mean(), dim=0))

@@ -106,8 +106,8 @@ class HookedModel:
     def roles(self) -> dict[str, tuple[str, ...]]:
         """What the hook points of a known family of networks are for; ``@conv`` requests those with the role ``conv``.
 
-        CNNs have ``conv norm act pool block_out``; transformers ``embed resid_pre resid_mid resid_post attn_out mlp_pre mlp_post
-        mlp_out logits``; perceptrons and toy models ``pre post hidden``.
+        CNNs have ``conv norm act pool block_out``; transformers ``embed pos_embed resid_pre resid_mid resid_post attn_out
+        mlp_pre mlp_post mlp_out final_norm logits``; perceptrons and toy models ``pre post hidden``.
 
         Returns:
             Role → hook names, in order of definition; without those the model lacks, and empty for an unknown model.

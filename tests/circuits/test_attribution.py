@@ -194,6 +194,67 @@ def test_agrees_with_captum():
     torch.testing.assert_close(integrated_gradients(net, x, first, baseline=b, steps=20).values[":in"], want)
 
 
+# --- evidence
+
+
+def linear_pairs(n, shift, generator):
+    clean, corrupted = torch.randn(2, n, 3, generator=generator)
+    clean[:, 0] += shift
+    return clean, corrupted
+
+
+class Three(nn.Module):
+    """Place 0 carries the answer, place 1 none of it, and place 2 as much in every run."""
+
+    def __init__(self):
+        super().__init__()
+        self.h = nn.Identity()
+
+    def forward(self, x):
+        return self.h(x[:, :, None])[:, :, 0] @ torch.tensor([1.0, 0.0, 1.0])[:, None]
+
+
+def test_the_place_that_carries_the_answer_is_established():
+    clean, corrupted = linear_pairs(20, 3.0, torch.Generator().manual_seed(0))
+    found = attribution_patching(Three(), clean, corrupted, first, "h").finding("h")
+    patched = activation_patching(Three(), clean, corrupted, first, "h", positions="each")
+    assert found.established
+    assert found.value == pytest.approx(patched.value)  # the network is linear
+    assert found.settings["place"] == 0
+    assert found.interval[0] < found.value < found.interval[1]
+    control = attribution_patching(Three(), clean, corrupted, first, "h").control["h"][:, :, 0]
+    assert control[:, 0].abs().min() > 0
+    torch.testing.assert_close((control + corrupted)[:, 0].sort().values, corrupted[:, 0].sort().values)  # each input has another's
+    without = attribution_patching(Three(), clean[:, [1, 1, 1]] * 0 + corrupted + torch.tensor([0.0, 1.0, 0.0]), corrupted, first, "h")
+    assert without.total("h").abs().max() == 0  # place 1 differs and is not read
+    for f in (gradient_times_activation(Three(), clean, first, "h"), integrated_gradients(Three(), clean, first, "h")):
+        assert f.finding("h").established
+        assert f.finding("h").value == pytest.approx(float(clean[:, 0].mean()))
+        assert not gradient_times_activation(Three(), corrupted - corrupted.mean(0), first, "h").finding("h").established
+
+
+@pytest.mark.parametrize("method", ["attribution patching", "gradient times activation"])
+def test_without_an_effect_it_stands_out_at_most_at_the_nominal_rate(method):
+    generator, hits = torch.Generator().manual_seed(0), 0
+    for _ in range(200):
+        clean, corrupted = linear_pairs(8, 0.0, generator)
+        if method == "attribution patching":
+            found = attribution_patching(Three(), clean, corrupted, first, "h")
+        else:
+            found = gradient_times_activation(Three(), clean, first, "h")
+        hits += found.finding("h", n_null=199, n_boot=2).p_value <= 0.05
+    assert hits <= 0.1 * 200  # more than that has probability 0.001 at a true rate of 0.05
+
+
+def test_too_few_inputs_have_no_null():
+    found = gradient_times_activation(Three(), torch.randn(5, 3), first, "h").finding("h")
+    assert found.null is None
+    assert found.settings["no null because"] == "5 inputs, and a null needs 6"
+    with pytest.raises(SelectorError) as caught:
+        gradient_times_activation(Three(), torch.randn(5, 3), first, "h").finding("h", "sample")
+    assert str(caught.value) == "'h' cannot be summed over 'sample': inputs are what the evidence is counted in."
+
+
 # --- the result
 
 

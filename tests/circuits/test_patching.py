@@ -120,6 +120,112 @@ def test_the_score_is_one_where_the_answer_is_carried_and_zero_elsewhere():
     assert not found.established
 
 
+# --- the null
+
+
+class Units(nn.Module):
+    """Three places, of which `signal` alone carries the answer; `other` is read and does not matter, `noise` breaks what it is changed"
+    " in."""
+
+    def __init__(self):
+        super().__init__()
+        self.signal, self.other, self.noise = nn.Identity(), nn.Identity(), nn.Identity()
+
+    def forward(self, x):
+        s, u, v, w = x.unbind(1)
+        return self.signal(s[:, None])[:, 0] + 0 * self.other(u[:, None])[:, 0] + (self.noise(v[:, None])[:, 0] - w).square()
+
+
+def pairs(n, shift, generator):
+    """The clean answer is higher by `shift` on average; what `noise` reads is unlike in the two runs, and each run is in tune with"
+    " itself."""
+    clean, corrupted = torch.randn(2, n, 4, generator=generator)
+    clean[:, 0] += shift
+    clean[:, 3], corrupted[:, 3] = clean[:, 2], corrupted[:, 2]
+    return clean, corrupted
+
+
+def same(y):
+    return y
+
+
+def test_the_unit_that_carries_the_answer_is_established_and_others_are_not():
+    clean, corrupted = pairs(20, 3.0, torch.Generator().manual_seed(0))
+    found = {p: activation_patching(Units(), clean, corrupted, same, p) for p in ("signal", "other", "noise")}
+    assert found["signal"].established
+    assert found["signal"].p_value == pytest.approx(1 / 1001)
+    assert found["other"].value == 0
+    assert found["other"].p_value == 1
+    assert not found["other"].established
+    # Any other activation raises the answer here as much, so that a test of the effect's direction alone would believe it.
+    effect = (found["noise"].metrics - found["noise"].corrupted)[0]
+    assert effect.min() > 0
+    assert not found["noise"].established
+    clean[:, 0] += 6
+    p = activation_patching(Units(), clean, corrupted, same, ["signal", "other", "noise"]).p_values
+    assert p[0] <= 0.05 < min(p[1], p[2])
+
+
+def test_the_control_is_the_corrupted_run_of_another_pair():
+    clean, corrupted = pairs(8, 3.0, torch.Generator().manual_seed(0))
+    found = activation_patching(Units(), clean, corrupted, same, "signal")
+    # The metric is v = signal there: each input got the signal of another, and each signal was used once.
+    assert (found.control[0] - corrupted[:, 0]).abs().min() > 0
+    torch.testing.assert_close(found.control[0].sort().values, corrupted[:, 0].sort().values)
+
+
+def test_an_activation_that_is_the_same_in_both_runs_is_never_established():
+    clean, corrupted = pairs(20, 3.0, torch.Generator().manual_seed(0))
+    clean[:, 2:], corrupted[:, 2:] = torch.randn(20, 2), torch.randn(20, 2)
+    clean[:, 2] = corrupted[:, 2] = clean[:, 3] = corrupted[:, 3]
+    corrupted[:, 3] += 5  # a mismatched activation moves the answer, and the clean one cannot
+    found = activation_patching(Units(), clean, corrupted, same, "noise")
+    assert found.value == 0
+    assert found.p_value == 1
+
+
+def rate(make, point, shift, n=8, runs=100, of=same):
+    """Share of analyses that stand out from their null."""
+    generator = torch.Generator().manual_seed(1)
+    hits = 0
+    for seed in range(runs):
+        clean, corrupted = pairs(n, shift, generator)
+        found = activation_patching(make(), clean, corrupted, of, point, n_null=199, n_boot=2, seed=seed)
+        hits += found.p_value <= 0.05
+    return hits / runs
+
+
+# 100 analyses at a true rate of 0.05 give more than 0.12 with probability 0.002.
+@pytest.mark.parametrize(("point", "shift"), [("signal", 0.0), ("noise", 0.0), ("noise", 3.0), (["signal", "noise"], 0.0)])
+def test_without_an_effect_it_stands_out_at_most_at_the_nominal_rate(point, shift):
+    assert rate(Units, point, shift) <= 0.12
+
+
+def test_with_an_effect_it_stands_out():
+    assert rate(Units, "signal", 3.0, runs=30) >= 0.9
+
+
+@pytest.mark.parametrize(("n", "reason"), [(1, "1 pair of inputs, and a null needs 6"), (5, "5 pairs of inputs, and a null needs 6")])
+def test_too_few_pairs_for_a_null_say_so(n, reason):
+    clean, corrupted = pairs(n, 3.0, torch.Generator().manual_seed(0))
+    found = activation_patching(Units(), clean, corrupted, same, "signal")
+    assert found.null is None
+    assert found.p_values is None
+    assert not found.established
+    assert found.summary().endswith(f"not established ({reason})")
+    assert activation_patching(Units(), *pairs(6, 3.0, torch.Generator()), same, "signal", n_null=0).summary().endswith("(n_null is 0)")
+
+
+def test_reliability_is_the_agreement_of_halves():
+    net = Units()
+    clean, corrupted = pairs(40, 3.0, torch.Generator().manual_seed(0))
+    assert activation_patching(net, clean, corrupted, same, "signal").reliability == pytest.approx(1.0)
+    assert activation_patching(net, clean, corrupted, same, "other").reliability == 0
+    assert activation_patching(net, clean[:3], corrupted[:3], same, "signal").reliability is None
+    weak = activation_patching(net, clean, clean + torch.randn(40, 4), lambda y: y, "noise", n_null=0)
+    assert weak.reliability < 0.9
+
+
 def test_points_that_fire_twice_and_globs():
     net, clean, corrupted = nets.Chain(), torch.randn(4, 3), torch.randn(4, 3)
     found = activation_patching(net, clean, corrupted, lambda y: y[:, 0], ["relu#*", "a"])
@@ -246,3 +352,6 @@ def test_options_that_are_not_known():
     with pytest.raises(OptionError) as caught:
         activation_patching(net, x, -x, lambda y: y[:, 0], "0", batch=0)
     assert str(caught.value) == "batch=0 is not known. It can be 'a number of inputs, at least 1'."
+    with pytest.raises(OptionError) as caught:
+        activation_patching(net, x, -x, lambda y: y[:, 0], "0", n_null=-1)
+    assert str(caught.value) == "n_null=-1 is not known. It can be 'a number of draws, 0 for no null'."

@@ -119,6 +119,8 @@ def test_gpt2():
     states, logits = causal_states(net, x, net.transformer.ln_f)
     value = stream(net, TRANSFORMER, x, states, logits, None)
     assert torch.equal(value["embed"][0], net.transformer.wte(x))
+    assert torch.equal(value["pos_embed"][0], net.transformer.wpe(torch.arange(6))[None])
+    assert torch.equal(value["final_norm"][0], net.transformer.ln_f(states[-1]))
     block = net.transformer.h[1].mlp
     assert torch.equal(block.act(value["mlp_pre"][1]), value["mlp_post"][1])
     assert torch.equal(block.c_proj(value["mlp_post"][1]), value["mlp_out"][1])
@@ -129,6 +131,8 @@ def test_llama():
     states, logits = causal_states(net, x, net.model.norm)
     value = stream(net, TRANSFORMER, x, states, logits, None)
     assert torch.equal(value["embed"][0], states[0])
+    assert torch.equal(value["final_norm"][0], net.model.norm(states[-1]))
+    assert "pos_embed" not in value  # its positions are rotations inside attention
     block = net.model.layers[1].mlp
     assert value["mlp_pre"][1].shape == (2, 6, 24)
     torch.testing.assert_close(block.down_proj(value["mlp_post"][1]), value["mlp_out"][1])
@@ -233,7 +237,7 @@ def test_bridge(bridge):
     model = mf.HookedModel(bridge)
     logits, theirs = bridge.run_with_cache(x)
     cache = model.record(x, [f"@{r}" for r in model.roles()])
-    names = {"embed": "hook_embed", "logits": "hook_unembed"}
+    names = {"embed": "hook_embed", "pos_embed": "hook_pos_embed", "final_norm": "ln_final.hook_out", "logits": "hook_unembed"}
     names |= {r: f"blocks.1.hook_{r}" for r in ("resid_pre", "resid_post", "attn_out", "mlp_out")}
     names |= {"mlp_pre": "blocks.1.mlp.hook_pre", "mlp_post": "blocks.1.mlp.hook_post"}
     assert set(model.roles()) == set(names)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 ROLES = (
     *("conv", "norm", "act", "pool", "block_out"),
-    *("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_pre", "mlp_post", "mlp_out", "logits"),
+    *("embed", "pos_embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_pre", "mlp_post", "mlp_out"),
+    *("final_norm", "logits"),
     *("pre", "post", "hidden"),
 )
 

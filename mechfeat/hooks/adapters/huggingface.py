@@ -25,6 +25,7 @@ from mechfeat.hooks.adapters.base import (
 
 _EMBEDDINGS = ("wte", "embed_tokens", "word_embeddings")
 _POSITIONS = ("wpe", "embed_positions", "position_embeddings")
+_FINAL_NORMS = ("ln_f", "transformer.ln_f", "norm", "model.norm")
 
 
 def collect(module: nn.Module, into: Collected) -> bool:
@@ -57,7 +58,10 @@ def _ends(top: str, model: nn.Module, into: Collected) -> None:
             into.role("embed", full)
             into.views(top, {"W_E": View(m, "weight", ("d_vocab", "d_model"))})
         elif name in _POSITIONS and isinstance(m, nn.Embedding):
+            into.role("pos_embed", full)
             into.views(top, {"W_pos": View(m, "weight", ("pos", "d_model"))})
+        elif path in _FINAL_NORMS:
+            into.role("final_norm", full)
         elif name == "patch_embeddings":
             into.role("embed", full)
         elif isinstance(m, nn.Linear) and (path == "lm_head" or path.endswith("predictions.decoder")):

@@ -15,6 +15,7 @@ from mechfeat.hooks.adapters.base import Collected, walk
 # Names of HookedTransformer and of modules written by hand, then those under which a bridge keeps the same values.
 _ROLE_OF = (
     (r"(?:.*\.)?hook_embed|embed\.hook_out", "embed"),
+    (r"(?:.*\.)?hook_pos_embed|pos_embed\.hook_out", "pos_embed"),
     (r"(?:.*\.)?hook_resid_pre|blocks\.\d+\.hook_in", "resid_pre"),
     (r"(?:.*\.)?hook_resid_mid", "resid_mid"),
     (r"(?:.*\.)?hook_resid_post|blocks\.\d+\.hook_out", "resid_post"),
@@ -22,6 +23,7 @@ _ROLE_OF = (
     (r"(?:.*\.)?mlp\.hook_pre|blocks\.\d+\.mlp\.(?:in|gate)\.hook_out", "mlp_pre"),
     (r"(?:.*\.)?mlp\.hook_post|blocks\.\d+\.mlp\.out\.hook_in", "mlp_post"),
     (r"(?:.*\.)?hook_mlp_out|blocks\.\d+\.mlp\.hook_out", "mlp_out"),
+    (r"ln_final\.hook_out", "final_norm"),
     (r"(?:.*\.)?hook_unembed|unembed\.hook_out", "logits"),
     (r"hook_pre", "pre"),
     (r"hook_post", "post"),
