@@ -1,16 +1,25 @@
 """The result of one run: hook name → activation."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mechfeat.errors import AmbiguousCallError, GradientError, HookNameError, OptionError, PortError, SelectorError, StaleActivationError
+from mechfeat.errors import (
+    AmbiguousCallError,
+    GradientError,
+    HookNameError,
+    OptionError,
+    PortError,
+    SelectorError,
+    ShapeError,
+    StaleActivationError,
+)
 from mechfeat.features import Samples
-from mechfeat.hooks.names import HookName, numbered
+from mechfeat.hooks.names import HookName, Pattern, numbered, unknown_role
 
 Positions = Literal["all", "mean"] | int | tuple[int, ...] | Callable[[Tensor], Tensor]
 
@@ -38,6 +47,9 @@ class ActivationCache(Mapping[str, Tensor]):
 
     A hook point that fired once is listed without call index, one that fired more often as ``relu#0``, ``relu#1``, ....
 
+    ``cache["@embed"]`` is the activation that plays a role, where one alone was recorded, and ``cache["@resid_post", 3]`` the one at
+    the fourth of the role's hook points in the model (negative from the end), whichever others were recorded.
+
     Attributes:
         unreached: Hook points that a glob selected and this forward pass did not call.
         skipped: Selected parts that are no tensors, with their type.
@@ -57,6 +69,7 @@ class ActivationCache(Mapping[str, Tensor]):
         fired: Mapping[tuple[str, str], int] = MappingProxyType({}),
         alias: Mapping[str, str] = MappingProxyType({}),
         notes: Sequence[str] = (),
+        roles: Callable[[], Mapping[str, Sequence[str]]] = dict,
     ) -> None:
         self._calls: dict[tuple[str, str], int] = {}
         for name in captures:
@@ -66,13 +79,20 @@ class ActivationCache(Mapping[str, Tensor]):
         self._names = {str(shown): name for name, shown in numbered(captures, self._fired)}
         self._captures = {shown: captures[name] for shown, name in self._names.items()}
         self._axes = axes  # asked when needed: naming the axes of every point would cost as much as recording it
+        self._roles = roles  # likewise
         self._alias = dict(alias)
         self.unreached, self.skipped, self.reached_end = tuple(unreached), MappingProxyType(dict(skipped)), reached_end
         self.notes, self._grad = tuple(notes), grad
 
-    def _find(self, text: str) -> tuple[str, Capture]:
+    def _find(self, key: str | tuple[str, int]) -> tuple[str, Capture]:
+        if isinstance(key, tuple):
+            return self._numbered(*key)
+        text = key
         if text in self._captures:
             return text, self._captures[text]
+        resolved = self._resolved(text)
+        if resolved.members:
+            return self._one(text, self._matching(resolved))
         name = HookName.parse(text)
         name = name._replace(path=self._alias.get(name.path, name.path))
         ports = [port for path, port in self._calls if path == name.path and (port == name.port or port.startswith(name.port + "."))]
@@ -93,7 +113,77 @@ class ActivationCache(Mapping[str, Tensor]):
         error.args = (error.args[0].replace("in this model", "recorded in this cache").replace("`model.hook_names()`", "`list(cache)`"),)
         return error
 
-    def __getitem__(self, name: str) -> Tensor:
+    def _resolved(self, text: str) -> Pattern:
+        """A request, a role in it as the set of hook points it stands for."""
+        pattern = Pattern.parse(text)
+        if pattern.role is not None and all(path != pattern.path for path, _ in self._calls):  # a module may be called like a role
+            roles = self._roles()
+            if pattern.role not in roles:
+                raise unknown_role(pattern, roles)
+            return pattern.resolved(roles[pattern.role])
+        return replace(pattern, path=self._alias.get(pattern.path, pattern.path))
+
+    def _matching(self, pattern: Pattern) -> list[str]:
+        return [shown for shown, name in self._names.items() if pattern.selects(name)]
+
+    def _one(self, text: str, found: Sequence[str]) -> tuple[str, Capture]:
+        if not found:
+            raise self._absent(text)
+        if len(found) > 1:
+            raise PortError(text, f"{len(found)} recorded hook points play this role, which `cache.select` gives together", found)
+        return found[0], self._captures[found[0]]
+
+    def _numbered(self, text: str, i: int) -> tuple[str, Capture]:
+        pattern = self._resolved(text)
+        if not pattern.members:
+            raise OptionError("role", text, [f"@{role}" for role in self._roles()])
+        if not -len(pattern.members) <= i < len(pattern.members):
+            raise OptionError(f"cache[{text!r}, i], i", i, range(-len(pattern.members), len(pattern.members)))
+        return self._one(f"{text}, {i}", self._matching(replace(pattern, members=(pattern.members[i],))))
+
+    def select(self, request: str) -> dict[str, Tensor]:
+        """Activations of a role, or of a glob.
+
+        Args:
+            request: A role such as ``@resid_post``, a glob, or a hook name with or without call.
+
+        Returns:
+            Hook name → activation, in the order they passed.
+
+        Raises:
+            HookNameError: Nothing recorded fits, or the model has no such role.
+            StaleActivationError: One was overwritten since it was recorded.
+
+        Example:
+            >>> from mechfeat import HookedModel
+            >>> cache = HookedModel(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())).record(torch.ones(4, 2))
+            >>> list(cache.select("@post")), list(cache.select("*"))
+            (['1'], ['0', '1'])
+        """
+        found = self._matching(self._resolved(request))
+        if not found:
+            raise self._absent(request)
+        return {name: self[name] for name in found}
+
+    def stacked(self, request: str) -> Tensor:
+        """Activations of a role or a glob along a first axis, such as the residual stream after each layer.
+
+        Args:
+            request: As in :meth:`select`.
+
+        Returns:
+            ``[layer ...]`` in the order they passed: a copy, with its graph where the run kept one.
+
+        Raises:
+            ShapeError: They differ in shape.
+        """
+        found = self.select(request)
+        shapes = {name: list(value.shape) for name, value in found.items()}
+        if len({value.shape for value in found.values()}) > 1:
+            raise ShapeError(f"{request!r} cannot be stacked: the shapes are {shapes}. Select activations of one shape with a glob.")
+        return torch.stack(list(found.values()))
+
+    def __getitem__(self, name: str | tuple[str, int]) -> Tensor:
         key, capture = self._find(name)
         if capture.stale:
             raise StaleActivationError([key])
@@ -107,7 +197,7 @@ class ActivationCache(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         try:
-            self._find(str(name))
+            self._find(name if isinstance(name, tuple) else str(name))
         except LookupError:
             return False
         return True
@@ -223,8 +313,6 @@ class ActivationCache(Mapping[str, Tensor]):
             GradientError: The run did not keep its graph, or an activation has no gradient.
             ShapeError: ``scalar`` has more than one element.
         """
-        from mechfeat.errors import ShapeError
-
         if not self._grad:
             raise GradientError("This cache holds values without graph. Record with grad=True to ask for gradients.")
         if scalar.numel() != 1:

@@ -1,6 +1,7 @@
 """Recording: the scope that keeps what passes."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -229,6 +230,7 @@ class Recorder(ModelScope):
             reached_end=self.ended,
             fired=self.calls,
             alias=self.site.alias,
+            roles=partial(getattr, self.site, "roles"),  # asked when needed, as the axes are
             notes=[*_notes(self.site), *([NOTE] if self.attention_seen else [])],
         )
 

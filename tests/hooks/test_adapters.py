@@ -168,6 +168,13 @@ def test_encoder(norm_first):
     torch.testing.assert_close(torch.relu(value["mlp_pre"][0]), value["mlp_post"][0])
 
 
+def test_an_encoder_alone_has_a_stream_and_neither_embedding_nor_logits():
+    net, x = families.built(families.encoder), torch.randn(2, 5, 16)
+    model = mf.HookedModel(net)
+    assert not {"embed", "logits"} & set(model.roles())
+    assert torch.equal(model.record(x, "@resid_pre")["@resid_pre", 0], x)
+
+
 def test_a_layer_called_with_its_input_alone():
     layer, x = families.encoder().layers[0], torch.randn(2, 5, 16)
     cache = mf.HookedModel(layer).record(x, "@resid_pre")
