@@ -11,6 +11,7 @@ import mechfeat as mf
 from mechfeat.errors import EditNotFiredError, HookNameError, HookNotReachedError
 from mechfeat.hooks.adapters import ROLES, adapter_for
 from mechfeat.hooks.names import Pattern
+from tests.peers import needs
 
 from . import families, nets
 
@@ -227,6 +228,7 @@ def test_perceptrons_and_toy_models():
 
 @pytest.fixture(params=["gelu", "gated silu"])
 def bridge(request):
+    needs("transformer_lens")
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -252,6 +254,7 @@ def test_bridge(bridge):
 
 
 def test_modules_made_of_hook_points():
+    needs("transformer_lens")
     from transformer_lens import HookedRootModule
     from transformer_lens.hook_points import HookPoint
 

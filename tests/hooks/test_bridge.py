@@ -8,16 +8,16 @@ import torch
 
 import mechfeat as mf
 from mechfeat.hooks import Weights
+from tests.peers import needs
 
 from . import families
-
-pytestmark = pytest.mark.peers
 
 SIZES = {"n_layers": 2, "d_model": 16, "n_heads": 4, "d_head": 4, "n_ctx": 8, "d_vocab": 13, "d_mlp": 24}
 PARTS = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out", "W_gate", "b_Q", "b_K", "b_V", "b_O", "b_in", "b_out")
 
 
 def native(**options):
+    needs("transformer_lens")
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -26,6 +26,7 @@ def native(**options):
 
 def over(make, folder):
     """A bridge over a model in a local folder: nothing is fetched."""
+    needs("transformer_lens")
     from tokenizers import Tokenizer, models
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerFast
@@ -71,6 +72,7 @@ def theirs(bridge, part):
 
 
 def test_the_suite_runs_on_the_fourth_version():
+    needs("transformer_lens")
     assert importlib.metadata.version("transformer_lens").startswith("4.")
 
 

@@ -1,8 +1,8 @@
 """Models of TransformerLens, and others made of its ``HookPoint``.
 
 A ``HookPoint`` is an ordinary module, so its name in TransformerLens is its path here. A bridge names its points itself, whatever
-the modules of the model inside are called, and its names are the ones that roles and weights follow. This is the one file that imports
-``transformer_lens``, and it does so only where a model's author has imported it already.
+the modules of the model inside are called, and its names are the ones that roles and weights follow. ``transformer_lens`` is not
+imported: where nobody has loaded it, no model is made of its parts.
 """
 
 import re
@@ -42,10 +42,9 @@ def collect(module: nn.Module, into: Collected) -> bool:
     Returns:
         Whether it is one.
     """
-    if "transformer_lens" not in sys.modules:  # then no model can be made of its parts
+    HookPoint = getattr(sys.modules.get("transformer_lens.hook_points"), "HookPoint", None)
+    if HookPoint is None:
         return False
-    from transformer_lens.hook_points import HookPoint
-
     points = {id(m): path for path, m in walk(module) if isinstance(m, HookPoint)}
     bridges = list(_bridges(module))
     of_bridges: set[int] = set()
