@@ -15,8 +15,11 @@ class Blocking:
     def find_spec(self, fullname, path=None, target=None):
         return None if fullname.partition(".")[0] in BLOCKED else PathFinder.find_spec(fullname, path, target)
 
-    invalidate_caches = PathFinder.invalidate_caches
-    find_distributions = PathFinder.find_distributions
+    def find_distributions(self, *args, **kwargs):
+        return PathFinder.find_distributions(*args, **kwargs)
+
+    def invalidate_caches(self):
+        PathFinder.invalidate_caches()
 
 
 def block():

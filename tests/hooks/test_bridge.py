@@ -50,8 +50,10 @@ def bridge(request, tmp_path_factory):
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    net = KINDS[request.param](tmp_path_factory.mktemp("model"))
-    torch.set_default_dtype(default)
+    try:
+        net = KINDS[request.param](tmp_path_factory.mktemp("model"))
+    finally:  # a skip too
+        torch.set_default_dtype(default)
     with torch.no_grad():
         for p in net.parameters():  # biases start at zero, which would hide one that is missing
             p.add_(0.1 * torch.randn_like(p))
