@@ -5,12 +5,20 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests import peers
+
 settings.register_profile("mechfeat", deadline=None, max_examples=50)
 settings.load_profile("mechfeat")
 
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="device on which the suite makes its tensors")
+    parser.addoption("--block-imports", action="store_true", help="run as if transformer_lens and other heavy packages were not installed")
+
+
+def pytest_configure(config):
+    if config.getoption("--block-imports"):
+        peers.block()
 
 
 @pytest.fixture(scope="session")

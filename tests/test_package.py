@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import pkgutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import mechfeat
+from tests import peers
 
 HEAVY = ("transformer_lens", "transformers", "datasets", "pandas", "plotly", "sklearn", "scipy", "zarr", "triton")
 PACKAGES = [m.name for m in pkgutil.iter_modules(mechfeat.__path__, "mechfeat.") if m.ispkg]
@@ -101,6 +103,14 @@ def test_core_imports_with_the_heavy_packages_blocked():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
+
+
+@pytest.mark.parametrize("name", ["transformer_lens", "transformers"])
+def test_block_imports_hides_what_is_installed(name):
+    assert (importlib.util.find_spec(name) is None) == peers.blocked()
+    if peers.blocked():
+        with pytest.raises(ModuleNotFoundError, match=f"^No module named '{name}'$"):
+            importlib.import_module(name)
 
 
 def test_typing_marker_is_shipped():

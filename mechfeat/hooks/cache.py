@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mechfeat.errors import GradientError, OptionError, SelectorError, StaleActivationError
+from mechfeat.errors import GradientError, OptionError, SelectorError, ShapeError, StaleActivationError
 from mechfeat.features import Samples
 from mechfeat.hooks.index import CacheIndex
 from mechfeat.hooks.names import HookName
@@ -36,6 +36,9 @@ class ActivationCache(Mapping[str, Tensor]):
     """Immutable mapping from hook names to activations, in the order they passed.
 
     A hook point that fired once is listed without call index, one that fired more often as ``relu#0``, ``relu#1``, ....
+
+    ``cache["@embed"]`` is the activation that plays a role, where one alone was recorded, and ``cache["@resid_post", 3]`` the one at
+    the fourth of the role's hook points in the model (negative from the end), whichever others were recorded.
 
     Args:
         index: Names of the activations.
@@ -71,11 +74,50 @@ class ActivationCache(Mapping[str, Tensor]):
         self.unreached, self.skipped, self.reached_end = tuple(unreached), MappingProxyType(dict(skipped or {})), reached_end
         self.notes, self._grad = tuple(notes), grad
 
-    def _find(self, text: str) -> tuple[str, Capture]:
-        key = self._index.find(text)
-        return key, Capture(*self._captures[self._index.places[key]])
+    def _find(self, key: str | tuple[str, int]) -> tuple[str, Capture]:
+        shown = self._index.find(key)
+        return shown, Capture(*self._captures[self._index.places[shown]])
 
-    def __getitem__(self, name: str) -> Tensor:
+    def select(self, request: str) -> dict[str, Tensor]:
+        """Activations of a role, or of a glob.
+
+        Args:
+            request: A role such as ``@resid_post``, a glob, or a hook name with or without call.
+
+        Returns:
+            Hook name → activation, in the order they passed.
+
+        Raises:
+            HookNameError: Nothing recorded fits, or the model has no such role.
+            StaleActivationError: One was overwritten since it was recorded.
+
+        Example:
+            >>> from mechfeat import HookedModel
+            >>> cache = HookedModel(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())).record(torch.ones(4, 2))
+            >>> list(cache.select("@post")), list(cache.select("*"))
+            (['1'], ['0', '1'])
+        """
+        return {name: self[name] for name in self._index.matching(request)}
+
+    def stacked(self, request: str) -> Tensor:
+        """Activations of a role or a glob along a first axis, such as the residual stream after each layer.
+
+        Args:
+            request: As in :meth:`select`.
+
+        Returns:
+            ``[layer ...]`` in the order they passed: a copy, with its graph where the run kept one.
+
+        Raises:
+            ShapeError: They differ in shape.
+        """
+        found = self.select(request)
+        shapes = {name: list(value.shape) for name, value in found.items()}
+        if len({value.shape for value in found.values()}) > 1:
+            raise ShapeError(f"{request!r} cannot be stacked: the shapes are {shapes}. Select activations of one shape with a glob.")
+        return torch.stack(list(found.values()))
+
+    def __getitem__(self, name: str | tuple[str, int]) -> Tensor:
         key, capture = self._find(name)
         if capture.stale:
             raise StaleActivationError([key])
@@ -89,7 +131,7 @@ class ActivationCache(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         try:
-            self._find(str(name))
+            self._find(name if isinstance(name, tuple) else str(name))
         except LookupError:
             return False
         return True
@@ -208,8 +250,6 @@ class ActivationCache(Mapping[str, Tensor]):
             GradientError: The run did not keep its graph, or an activation has no gradient.
             ShapeError: ``scalar`` has more than one element.
         """
-        from mechfeat.errors import ShapeError
-
         if not self._grad:
             raise GradientError("This cache holds values without graph. Record with grad=True to ask for gradients.")
         if scalar.numel() != 1:

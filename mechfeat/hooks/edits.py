@@ -197,7 +197,7 @@ class Replace(Edit):
     """Puts the result of a function in the place of an activation.
 
     Attributes:
-        fn: From activation to activation of the same shape, dtype and device.
+        fn: From activation to activation of the same shape, dtype and device. It gets a copy, which it may change and return.
     """
 
     fn: Callable[[Tensor], Tensor]
@@ -209,8 +209,8 @@ class Replace(Edit):
         object.__setattr__(self, "fn", fn)
 
     def changed(self, x: Tensor, axes: tuple[str, ...]) -> Tensor:
-        """What the function gives."""
-        return self.fn(x)
+        """What the function gives. It gets a copy, since a function that assigns to its argument would change what other modules read."""
+        return self.fn(x.clone())
 
     def _options(self) -> list[str]:
         return [f"fn={getattr(self.fn, '__name__', type(self.fn).__name__)}"]

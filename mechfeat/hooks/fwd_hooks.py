@@ -24,7 +24,7 @@ class HookRef:
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class ForwardHook(Replace):
-    """A function ``fn(activation, hook=...)``; one that returns None changes nothing."""
+    """A function ``fn(activation, hook=...)`` of a copy, which is what is taken where it returns None."""
 
     def at(self, name: str) -> "ForwardHook":
         """The edit with a function that knows the hook name."""

@@ -324,7 +324,7 @@ class HookedModel:
         Args:
             *edits: Applied in order; blocks nest, the outer one first.
             fwd_hooks: Pairs of hook name (or predicate over names) and function ``fn(activation, hook=...)``, as in
-                TransformerLens; a function that returns None changes nothing.
+                TransformerLens, on a copy; where it returns None, the copy is taken, changed or not.
 
         Yields:
             This model.

@@ -1,6 +1,7 @@
 """Recording: the scope that keeps what passes."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -291,7 +292,9 @@ class Recorder(ModelScope):
         ]
         if not self.captures:
             raise HookNotReachedError([p.text for p in self.requests], [])
-        usual = Usual(logged, CacheIndex(tuple(self.captures), dict(self.calls), self.site.alias), tuple(unreached))
+        roles = partial(getattr, self.site, "roles")  # asked when needed
+        index = CacheIndex(tuple(self.captures), dict(self.calls), self.site.alias, roles)
+        usual = Usual(logged, index, tuple(unreached))
         if self.ended and all_logged and not self.pending:
             self.selection.usual[self._signature] = usual
         return usual, tuple(self.captures.values())

@@ -23,12 +23,13 @@ class Weights(Mapping[str, Tensor]):
     layers (that of GPT-2's ``Conv1D`` is turned to the same orientation), ``W_E [token channel]`` of embeddings, ``w`` and
     ``b [channel]`` of norms.
 
-    Attention of torch and of GPT-2, Llama, BERT and ViT as ``transformers`` writes them has names per head in addition, on the
-    path of the attention module: ``W_Q W_K W_V [head d_model d_head]``, ``W_O [head d_head d_model]``, ``b_Q b_K b_V [head
-    d_head]``, ``b_O [d_model]``; so do MLPs, on theirs or on that of the block if they have no module: ``W_in [d_model d_mlp]``,
-    ``W_out [d_mlp d_model]``, ``W_gate`` where they are gated, and models of ``transformers``: ``W_E [d_vocab d_model]``, ``W_pos``,
-    ``W_U [d_model d_vocab]``. As in TransformerLens they multiply from the right, ``x @ W_Q[head] + b_Q[head]``. Where several query
-    heads share keys and values, ``W_K`` and ``W_V`` have as many heads as there are; see :meth:`expanded`.
+    Attention of torch, of GPT-2, Llama, BERT and ViT as ``transformers`` writes them, and of the bridge of TransformerLens has names
+    per head in addition, on the path of the attention module (``blocks.0.attn`` on a bridge): ``W_Q W_K W_V [head d_model d_head]``,
+    ``W_O [head d_head d_model]``, ``b_Q b_K b_V [head d_head]``, ``b_O [d_model]``; so do MLPs, on theirs or on that of the block if
+    they have no module: ``W_in [d_model d_mlp]``, ``W_out [d_mlp d_model]``, ``W_gate`` where they are gated, and models of
+    ``transformers`` and bridges: ``W_E [d_vocab d_model]``, ``W_pos``, ``W_U [d_model d_vocab]``. As in TransformerLens they multiply
+    from the right, ``x @ W_Q[head] + b_Q[head]``. Where several query heads share keys and values, ``W_K`` and ``W_V`` have as many
+    heads as there are; see :meth:`expanded`.
 
     Each read is a view of the parameter as it is now: it follows optimiser steps,
     ``load_state_dict`` and ``.to()``, and carries gradients.

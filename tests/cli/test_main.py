@@ -7,9 +7,11 @@ import torch
 
 import mechfeat
 from mechfeat.cli import main
+from tests.peers import needs
 
 
 def test_info_names_versions_devices_and_what_does_not_work(capsys):
+    needs("transformer_lens")
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     assert text.startswith(f"mechfeat {mechfeat.__version__}")

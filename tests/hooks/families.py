@@ -3,16 +3,20 @@
 import torch
 from torch import nn
 
+from tests.peers import needs
+
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 def gpt2():
+    needs("transformers")
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(GPT2Config(vocab_size=13, n_positions=8, n_embd=16, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0))
 
 
 def llama():
+    needs("transformers")
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
@@ -23,12 +27,14 @@ def llama():
 
 
 def bert():
+    needs("transformers")
     from transformers import BertConfig, BertForMaskedLM
 
     return BertForMaskedLM(BertConfig(**SIZES, intermediate_size=24, vocab_size=13, max_position_embeddings=8))
 
 
 def vit():
+    needs("transformers")
     from transformers import ViTConfig, ViTForImageClassification
 
     return ViTForImageClassification(ViTConfig(**SIZES, intermediate_size=24, image_size=8, patch_size=4, num_labels=3))

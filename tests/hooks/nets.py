@@ -11,6 +11,7 @@ from torch import nn
 
 import mechfeat as mf
 from mechfeat.models import CifarResNet, mlp
+from tests.peers import needs
 
 
 class CNN(nn.Module):
@@ -111,6 +112,7 @@ def encoder(batch_first=True, nested=False):
 
 
 def gpt2():
+    needs("transformers")
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=13, n_positions=8, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)

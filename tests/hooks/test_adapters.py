@@ -11,6 +11,7 @@ import mechfeat as mf
 from mechfeat.errors import EditNotFiredError, HookNameError, HookNotReachedError
 from mechfeat.hooks.adapters import ROLES, adapter_for
 from mechfeat.hooks.names import Pattern
+from tests.peers import needs
 
 from . import families, nets
 
@@ -172,6 +173,13 @@ def test_encoder(norm_first):
     torch.testing.assert_close(torch.relu(value["mlp_pre"][0]), value["mlp_post"][0])
 
 
+def test_an_encoder_alone_has_a_stream_and_neither_embedding_nor_logits():
+    net, x = families.built(families.encoder), torch.randn(2, 5, 16)
+    model = mf.HookedModel(net)
+    assert not {"embed", "logits"} & set(model.roles())
+    assert torch.equal(model.record(x, "@resid_pre")["@resid_pre", 0], x)
+
+
 def test_a_layer_called_with_its_input_alone():
     layer, x = families.encoder().layers[0], torch.randn(2, 5, 16)
     cache = mf.HookedModel(layer).record(x, "@resid_pre")
@@ -224,6 +232,7 @@ def test_perceptrons_and_toy_models():
 
 @pytest.fixture(params=["gelu", "gated silu"])
 def bridge(request):
+    needs("transformer_lens")
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -249,6 +258,7 @@ def test_bridge(bridge):
 
 
 def test_modules_made_of_hook_points():
+    needs("transformer_lens")
     from transformer_lens import HookedRootModule
     from transformer_lens.hook_points import HookPoint
 

@@ -11,6 +11,7 @@ from torch import nn
 
 import mechfeat as mf
 from mechfeat.errors import EditNotFiredError, PortError
+from tests.peers import needs
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -221,7 +222,7 @@ def test_transformer_encoder_with_padding_and_causal_masks(batch_first, grad):
 
 
 def hf(kind, attention="sdpa"):
-    import transformers as t
+    t = needs("transformers")
 
     small = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 0, "attn_implementation": attention}
     size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "attn_implementation": attention}

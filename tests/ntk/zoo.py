@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mechfeat.models import CifarResNet, mlp
+from tests.peers import needs
 
 
 class Net(nn.Module):
@@ -135,6 +136,7 @@ def positions(s, t):
 
 def gpt2():
     os.environ["HF_HUB_OFFLINE"] = "1"
+    needs("transformers")
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=7, n_positions=8, n_embd=8, n_layer=1, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)

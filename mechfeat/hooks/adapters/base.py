@@ -212,12 +212,26 @@ def transposed(w: Tensor) -> Tensor:
     return w.transpose(0, 1)
 
 
+def out_in(m: nn.Module | None) -> Callable[[Tensor], Tensor] | None:
+    """How the weight of a linear map is turned to ``[out in]``.
+
+    Args:
+        m: A module.
+
+    Returns:
+        The turn: none for ``nn.Linear``, a transpose for the ``Conv1D`` of ``transformers``; None where it is neither.
+    """
+    if isinstance(m, nn.Linear):
+        return lambda w: w
+    return transposed if type(m).__name__ == "Conv1D" and hasattr(m, "nf") else None
+
+
 AXES_IN = ("head", "d_model", "d_head")  # W_Q, W_K, W_V
 AXES_OUT = ("head", "d_head", "d_model")  # W_O
 
 
 def linear_attention(q: nn.Module | None, k: nn.Module | None, v: nn.Module | None, o: nn.Module | None, d_head: int) -> dict[str, View]:
-    """Weights of attention whose projections are four linear layers; keys and values may have fewer heads than queries.
+    """Weights of attention whose projections are four linear maps; keys and values may have fewer heads than queries.
 
     Args:
         q: Projection to queries.
@@ -227,21 +241,23 @@ def linear_attention(q: nn.Module | None, k: nn.Module | None, v: nn.Module | No
         d_head: Size of a head.
 
     Returns:
-        Part → view; empty where a projection is no plain linear layer.
+        Part → view; empty where a projection is no plain linear map.
     """
-    if not all(isinstance(m, nn.Linear) for m in (q, k, v, o)):
-        return {}
     views: dict[str, View] = {}
     for letter, m in zip("QKV", (q, k, v)):
-        assert m is not None
-        views[f"W_{letter}"] = View(m, "weight", AXES_IN, heads_of_rows(d_head))
+        turn = out_in(m)
+        if m is None or turn is None:
+            return {}
+        views[f"W_{letter}"] = View(m, "weight", AXES_IN, _then(turn, heads_of_rows(d_head)))
         views[f"b_{letter}"] = View(m, "bias", ("head", "d_head"), heads(d_head))
-    assert o is not None
-    return {**views, "W_O": View(o, "weight", AXES_OUT, heads_of_columns(d_head)), "b_O": View(o, "bias", ("d_model",))}
+    turn = out_in(o)
+    if o is None or turn is None:
+        return {}
+    return {**views, "W_O": View(o, "weight", AXES_OUT, _then(turn, heads_of_columns(d_head))), "b_O": View(o, "bias", ("d_model",))}
 
 
 def linear_mlp(first: nn.Module | None, last: nn.Module | None, gate: nn.Module | None = None) -> dict[str, View]:
-    """Weights of an MLP made of linear layers.
+    """Weights of an MLP made of linear maps.
 
     Args:
         first: The layer that reads the residual stream.
@@ -249,11 +265,19 @@ def linear_mlp(first: nn.Module | None, last: nn.Module | None, gate: nn.Module 
         gate: The layer whose activation multiplies that of ``first``, where the MLP is gated.
 
     Returns:
-        Part → view; empty where one is no plain linear layer.
+        Part → view; empty where ``first`` or ``last`` is no plain linear map.
     """
-    if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear):
-        return {}
-    views = {"W_in": View(first, "weight", ("d_model", "d_mlp"), transposed), "b_in": View(first, "bias", ("d_mlp",))}
-    if isinstance(gate, nn.Linear):
-        views |= {"W_gate": View(gate, "weight", ("d_model", "d_mlp"), transposed), "b_gate": View(gate, "bias", ("d_mlp",))}
-    return {**views, "W_out": View(last, "weight", ("d_mlp", "d_model"), transposed), "b_out": View(last, "bias", ("d_model",))}
+    views: dict[str, View] = {}
+    for part, m, axes in (("in", first, ("d_model", "d_mlp")), ("gate", gate, ("d_model", "d_mlp")), ("out", last, ("d_mlp", "d_model"))):
+        turn = out_in(m)
+        if m is None or turn is None:
+            if part != "gate":
+                return {}
+            continue
+        views[f"W_{part}"] = View(m, "weight", axes, _then(turn, transposed))
+        views[f"b_{part}"] = View(m, "bias", axes[1:])
+    return views
+
+
+def _then(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda w: second(first(w))

@@ -75,7 +75,7 @@ def _block(path: str, m: nn.Module, into: Collected) -> None:
     if children(m, "ln_1", "attn.c_attn", "ln_2", "mlp.c_fc", "mlp.act"):
         _stream(path, into, attn_out="attn:out.0", mlp_pre="mlp.c_fc", mlp_post="mlp.act", mlp_out="mlp")
         into.views(join(path, "attn"), _gpt2_attention(m.get_submodule("attn")))
-        into.views(join(path, "mlp"), _gpt2_mlp(m.get_submodule("mlp")))
+        into.views(join(path, "mlp"), linear_mlp(child(m, "mlp.c_fc"), child(m, "mlp.c_proj")))
     elif children(m, "self_attn.q_proj", "mlp.gate_proj", "input_layernorm", "post_attention_layernorm"):
         # Gemma 2 and 3 norm what attention and MLP give before it is added to the stream.
         twice = children(m, "pre_feedforward_layernorm", "post_feedforward_layernorm")
@@ -125,13 +125,3 @@ def _gpt2_attention(m: nn.Module) -> dict[str, View]:
         views[f"W_{letter}"] = View(packed, "weight", AXES_IN, third(i, 1, per_head))
         views[f"b_{letter}"] = View(packed, "bias", ("head", "d_head"), third(i, 0, heads(d_head)))
     return {**views, "W_O": View(out, "weight", ("head", "d_head", "d_model"), heads(d_head)), "b_O": View(out, "bias", ("d_model",))}
-
-
-def _gpt2_mlp(m: nn.Module) -> dict[str, View]:
-    first, last = m.get_submodule("c_fc"), m.get_submodule("c_proj")
-    return {
-        "W_in": View(first, "weight", ("d_model", "d_mlp")),
-        "b_in": View(first, "bias", ("d_mlp",)),
-        "W_out": View(last, "weight", ("d_mlp", "d_model")),
-        "b_out": View(last, "bias", ("d_model",)),
-    }

@@ -11,7 +11,8 @@ def collect(module: nn.Module, into: Collected) -> bool:
     """Roles and weights of torch's own attention layers.
 
     The residual stream between attention and MLP (``resid_mid``) is the output of a norm where norms come last; where they come
-    first no module carries it, and the role is absent.
+    first no module carries it, and the role is absent. A stack of layers neither embeds nor reads out: what it is given is the first
+    ``resid_pre``, and ``embed`` and ``logits`` are the modules around it.
 
     Args:
         module: The model.
