@@ -27,7 +27,7 @@ class CacheIndex:
         alias: Mapping[str, str] = MappingProxyType({}),
         roles: Callable[[], Mapping[str, Sequence[str]]] = dict,
     ) -> None:
-        self.names = tuple(names)
+        self.names, self.fired = tuple(names), fired
         self.calls: dict[tuple[str, str], int] = {}
         for name in self.names:
             self.calls[name.path, name.port] = self.calls.get((name.path, name.port), 0) + 1

@@ -292,8 +292,10 @@ class Recorder(ModelScope):
         ]
         if not self.captures:
             raise HookNotReachedError([p.text for p in self.requests], [])
-        roles = partial(getattr, self.site, "roles")  # asked when needed
-        index = CacheIndex(tuple(self.captures), dict(self.calls), self.site.alias, roles)
+        names, index = tuple(self.captures), self.selection.index
+        if index is None or index.names != names or index.fired != self.calls:
+            roles = partial(getattr, self.site, "roles")  # asked when needed
+            index = self.selection.index = CacheIndex(names, dict(self.calls), self.site.alias, roles)
         usual = Usual(logged, index, tuple(unreached))
         if self.ended and all_logged and not self.pending:
             self.selection.usual[self._signature] = usual
@@ -306,7 +308,7 @@ class Recorder(ModelScope):
             call = self.calls.get(key, 0)
             self.calls[key] = call + 1
             self._reached.update(map(id, self.wanted[name.path]))
-            self.captures[name._replace(call=call)] = Capture(*capture)
+            self.captures[name._replace(call=call) if call else name] = Capture(*capture)
 
     def _visited(self, value: Any, path: str, side: str, patterns: Sequence[Pattern]) -> Any:
         if self._log:  # what passed before comes before

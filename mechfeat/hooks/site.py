@@ -68,6 +68,7 @@ class Selection:
         self.sides = {path: {side for p in asked for side in p.sides} for path, asked in self.wanted.items()}
         self.asks_attention = any(side in ATTENTION_PORTS for p in self.requests for side in p.sides)
         self.usual: dict[object, Usual] = {}  # by kind of input
+        self.index: CacheIndex | None = None  # of the last run
         self._by_side: dict[tuple[str, str], list[Pattern]] = {}
 
     def at(self, path: str, side: str, patterns: Sequence[Pattern]) -> list[Pattern]:
