@@ -17,7 +17,7 @@ from mechfeat.hooks.names import ATTENTION_PORTS, HookName, Pattern, numbered, u
 from mechfeat.hooks.scope import ModelScope, inside_a_transform
 from mechfeat.hooks.site import Selection, Site, Usual
 
-_version = attrgetter("_version")
+_version, _is_nested = attrgetter("_version"), attrgetter("is_nested")
 _NONE: frozenset[str] = frozenset()
 
 
@@ -63,11 +63,11 @@ class Log:
         """Forget everything."""
         self._entries.clear()
 
-    def taken(self) -> tuple[tuple[HookName, ...], tuple[Tensor, ...], tuple[int, ...]]:
+    def taken(self) -> tuple[tuple[HookName, ...], tuple[Tensor, ...], tuple[int | None, ...]]:
         """The entries, whose values may still be part of a graph; the log is empty afterwards.
 
         Returns:
-            Names, values and version numbers.
+            Names, values and version numbers; a nested value as the dense copy with zeros as padding, which has none.
 
         Raises:
             UnsupportedModelError: A value is inside a transform of torch.func.
@@ -79,6 +79,9 @@ class Log:
         wrapped = torch._C._functorch.is_functorch_wrapped_tensor
         if any(map(wrapped, values)):
             raise inside_a_transform(next(n for n, x in zip(names, values) if wrapped(x)))
+        if any(map(_is_nested, values)):
+            versions = tuple(None if x.is_nested else v for x, v in zip(values, versions))
+            values = tuple(x.to_padded_tensor(0.0) if x.is_nested else x for x in values)
         return names, values, versions
 
 
@@ -325,7 +328,7 @@ class Recorder(ModelScope):
         def hook(module: nn.Module, args: Any, out: Any) -> Any:
             if self not in scopes():
                 return None
-            if path in self._lasting and type(out) is Tensor and not out.is_nested:
+            if path in self._lasting and type(out) is Tensor:
                 try:
                     add((name, out, out._version))
                 except RuntimeError:  # made under inference mode, where tensors have no version number
