@@ -1,7 +1,7 @@
 """The empirical neural tangent kernel: exact, proved, planned.
 
-One forward pass, one backward pass over activations for all outputs at once; each parameter's gradient factors are contracted
-inside the backward pass and dropped. No Jacobian of the network ever exists.
+One forward pass, one backward pass over activations an output, or a few outputs at a time; each parameter's gradient factors are
+contracted inside the last of them and dropped. No Jacobian of the network ever exists.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ from mechfeat.ntk.planner import Plan
 from mechfeat.ntk.result import NTKResult
 from mechfeat.ntk.verify import proved, reasons
 
-Method = Literal["auto", "block", "gram", "jacobian"]
+Method = Literal["auto", "block", "gram", "mixed", "jacobian"]
 Prove = Literal["once", "always", "never"]
 PROVED = Proved()
 
@@ -51,8 +51,9 @@ def empirical_ntk(
         outputs: ``"full"`` for all pairs of outputs, ``"trace"`` for the sum over equal outputs, ``"diagonal"`` for equal
             outputs kept apart.
         layerwise: Keep each parameter's part; they take as much memory again, for each parameter.
-        method: ``"auto"`` takes the cheaper contraction for each parameter. ``"block"`` forms each sample's weight gradient,
-            ``"gram"`` multiplies Gram matrices, ``"jacobian"`` takes autograd for every parameter; all are exact.
+        method: ``"auto"`` takes the cheapest contraction for each parameter. ``"block"`` forms each sample's weight gradient,
+            ``"gram"`` multiplies Gram matrices, ``"mixed"`` carries gradients through the Gram of the inputs, ``"jacobian"`` takes
+            autograd for every parameter; all are exact.
         strict: Raise where a parameter would be computed by autograd, rather than compute it so.
         prove: ``"once"`` checks every parameter's part against an independent gradient the first time this kind of model,
             input and options is met in the process, ``"always"`` each time, ``"never"`` not at all (then models whose samples
@@ -129,7 +130,7 @@ def plan(
 
     Args:
         model: The model.
-        x1: A batch; the model is run forward on it once.
+        x1: A batch; the model is run forward on it once, and once backward to see at which positions gradients arrive.
         x2: Another batch.
         outputs: As for :func:`empirical_ntk`.
         method: As for :func:`empirical_ntk`.
@@ -142,7 +143,7 @@ def plan(
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
         >>> [(r.parameter, r.contraction, r.macs) for r in plan(net, torch.ones(4, 8)).rows]
-        [('0.weight', 'gram', 1216), ('0.bias', 'dense', 1024), ('2.weight', 'gram', 448), ('2.bias', 'dense', 128)]
+        [('0.weight', 'gram', 1232), ('0.bias', 'folded', 0), ('2.weight', 'output', 272), ('2.bias', 'folded', 0)]
     """
     module = unwrap(model)
     _check_options(outputs, method, "never")
@@ -157,7 +158,7 @@ def plan(
 def _check_options(outputs: str, method: str, prove: str) -> None:
     for option, value, allowed in (
         ("outputs", outputs, ("full", "trace", "diagonal")),
-        ("method", method, ("auto", "block", "gram", "jacobian")),
+        ("method", method, ("auto", "block", "gram", "mixed", "jacobian")),
         ("prove", prove, ("once", "always", "never")),
     ):
         if value not in allowed:
