@@ -50,6 +50,7 @@ class Job:
     layerwise: bool
     seed: int
     forced: dict[str, str] = field(default_factory=dict)  # parameter → contraction, to repeat one on fewer samples
+    read: str = ""  # what the model's outputs were made into, for the memory of proofs
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
@@ -64,7 +65,7 @@ class Job:
         captures, ys = self._forward(banned)
         n1, n2, o = len(ys[0]), len(ys[-1]), ys[0].shape[1]
         same = len(ys) == 1
-        options = (self.outputs, self.method, self.layerwise, tuple(sorted(self.forced.items())))
+        options = (self.outputs, self.read, self.method, self.layerwise, tuple(sorted(self.forced.items())))
         key = fingerprint(self.module, self.xs, captures, options)
         total = Total(ys[0], (n1, n2), o, self.outputs, same=same, samples=self.samples, layerwise=self.layerwise)
         unfit, kept = dict(captures[0].unfit), tuple(y.detach() for y in ys)

@@ -261,7 +261,7 @@ def test_outputs_of_the_two_batches_differ():
 @pytest.mark.parametrize(
     ("option", "allowed"),
     [
-        ("outputs", "'full', 'trace', 'diagonal'"),
+        ("outputs", "'full', 'trace', 'diagonal', 'pseudo', 'the number of a class', 'a function of the outputs'"),
         ("method", "'auto', 'block', 'gram', 'mixed', 'jacobian'"),
         ("prove", "'once', 'always', 'never'"),
     ],
