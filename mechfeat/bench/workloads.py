@@ -19,9 +19,7 @@ def vgg_like(widths: tuple[int, ...] = (32, 64, 128), n_classes: int = 10) -> nn
     layers: list[nn.Module] = []
     for a, b in zip((3, *widths), widths):
         layers += [nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.Conv2d(b, b, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)]
-    return nn.Sequential(
-        *layers, nn.Flatten(), nn.Linear(widths[-1] * (32 >> len(widths)) ** 2, 256), nn.ReLU(), nn.Linear(256, n_classes)
-    )
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * (32 >> len(widths)) ** 2, 256), nn.ReLU(), nn.Linear(256, n_classes))
 
 
 class _Residual(nn.Module):
@@ -30,9 +28,7 @@ class _Residual(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out)
         self.conv2, self.bn2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False), nn.BatchNorm2d(n_out)
         plain = stride == 1 and n_in == n_out
-        self.shortcut = (
-            nn.Identity() if plain else nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
-        )
+        self.shortcut = nn.Identity() if plain else nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.shortcut(x))

@@ -114,7 +114,7 @@ def _kernel(
         method,
         layerwise,
         seed,
-        read=outputs if isinstance(outputs, int) else readout.name_of(outputs),
+        read=readout.name_of(outputs),
     )
     with torch.inference_mode(False):
         state = job.run(dict.fromkeys(parameters, "method='jacobian'") if method == "jacobian" else {})

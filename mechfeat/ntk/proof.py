@@ -194,7 +194,7 @@ def gaps(
     for name in dict.fromkeys([*parts, *own]):
         groups.setdefault(folded.get(name, name), []).append(name)
     for names in groups.values():
-        want = sum(float((side1.gradients[n].double() * side2.gradients[n].double()).sum()) for n in names if n in own)
+        want = sum(_dot(side1.gradients[n], side2.gradients[n]) for n in names if n in own)
         have = sum(forms(parts[n], side1, side2) for n in names if n in parts)
         scale = sum(own.get(n, 0.0) for n in names)
         gap = abs(have - want)
@@ -215,9 +215,15 @@ def products(side1: Side, side2: Side) -> tuple[float, float]:
         ``⟨∇⟨v₁, f⟩, ∇⟨v₂, f⟩⟩`` over all parameters, and the product of norms that its rounding is measured by.
     """
     both = [n for n in side1.gradients if n in side2.gradients]
-    value = sum((float((side1.gradients[n].double() * side2.gradients[n].double()).sum()) for n in both), 0.0)
+    value = sum((_dot(side1.gradients[n], side2.gradients[n]) for n in both), 0.0)
     return value, sum((_size(side1.gradients[n]) * _size(side2.gradients[n]) for n in both), 0.0)
 
 
 def _size(g: Tensor) -> float:
-    return float(g.double().norm())
+    return _dot(g, g) ** 0.5
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    # In float64, without copies of whole gradients.
+    parts = zip(a.reshape(-1).split(1 << 16), b.reshape(-1).split(1 << 16))
+    return sum((float(torch.dot(p.double(), q.double())) for p, q in parts), 0.0)
