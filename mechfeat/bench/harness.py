@@ -81,6 +81,7 @@ def compare(problem: Problem, methods: Sequence[Method], *, repeats: int = 7, me
     from tqdm.auto import tqdm
 
     module, x = problem.build()
+    dtype = next(module.parameters()).dtype
     methods = [m for m in methods if problem.peers or not m.jacobian]
     exact, x64 = problem.build(torch.float64)
     large = len(x) > 64 or sum(p.numel() for p in module.parameters()) > LARGE
@@ -94,7 +95,7 @@ def compare(problem: Problem, methods: Sequence[Method], *, repeats: int = 7, me
         expect = reduced(want, m.reduce)
         errors[m.name] = float((part.double() - expect).abs().max() / expect.abs().max())
         del have
-        if not errors[m.name] <= TOLERANCE[x.dtype]:
+        if not errors[m.name] <= TOLERANCE[dtype]:
             raise ProofError([m.name], [errors[m.name]], f"It is not timed on {problem.name!r}: a wrong answer has no speed.")
     seconds: dict[str, list[float]] = {m.name: [] for m in methods}
     for _ in tqdm(range(repeats), desc=problem.name, unit="round", disable=not progress):
@@ -110,7 +111,7 @@ def compare(problem: Problem, methods: Sequence[Method], *, repeats: int = 7, me
                 problem=problem.name,
                 method=m.name,
                 shape=shapes[m.name],
-                dtype=str(x.dtype).removeprefix("torch."),
+                dtype=str(dtype).removeprefix("torch."),
                 device=f"{platform.machine()} CPU",
                 threads=torch.get_num_threads(),
                 median=statistics.median(seconds[m.name]),

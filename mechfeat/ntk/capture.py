@@ -79,6 +79,7 @@ class Capture:
         self._calls: dict[str, int] = {}
         self._with_bias: set[str] = set()
         self._head: int | None = None
+        self._unit = False
         self._factors: dict[str, list[Factor]] = {}
         self._outputs = 0
         self._done: set[str] = set()
@@ -183,7 +184,7 @@ class Capture:
 
     # --- backward
 
-    def backward(self, y: Float[Tensor, "n o"], sink: Sink) -> None:
+    def backward(self, y: Float[Tensor, "n o"], sink: Sink, rows: Float[Tensor, "row o"] | None = None, skip: Iterable[str] = ()) -> None:
         """Send the unit gradient of every output back through the activations.
 
         Outputs go one by one, or a few at a time in a vmapped pass where the activations are small; where an operation has no batching
@@ -192,21 +193,46 @@ class Capture:
         Args:
             y: Output of :meth:`forward`, flattened to one axis of outputs.
             sink: Called once for each parameter that rules cover and the output depends on, with the factors of its uses.
+            rows: Combinations of the outputs to send in their place; the pass may then be repeated with others.
+            skip: Parameters to leave out.
         """
-        self._sink, self._outputs = sink, y.shape[1]
+        seeds = torch.eye(y.shape[1], dtype=y.dtype, device=y.device) if rows is None else rows
+        self._sink, self._outputs, self._unit = sink, len(seeds), rows is None
+        self._done = set(skip)
         if y.requires_grad:
             self._reset()
-            step = self.outputs_at_once(y.shape[1])
+            step = self.outputs_at_once(len(seeds))
             try:
-                self._send(y, step)
+                self._send(y, seeds, step)
             except _Deaf:
                 self._reset()  # what was handed on is complete, and is not handed on again
-                self._send(y, 1)
+                self._send(y, seeds, 1)
         for tap in list(self._waiting):
             self._complete(tap)  # some outputs do not reach it
         for name in [n for n, left in self._open.items() if left and self._factors.get(n)]:
             self._deliver(name)  # some uses do not reach the output
-        self._taps.clear()
+        if rows is None:
+            self._taps.clear()
+
+    def head(self) -> tuple[tuple[str, ...], Tensor, Float[Tensor, "n k"]] | None:
+        """The linear layer whose outputs are the model's, if no other call receives its parameters.
+
+        Returns:
+            Names of weight and, if it has one, bias; the weight ``[o k]``; the layer's inputs.
+        """
+        uses = [] if self._head is None else sorted(self._taps[self._head], key=lambda u: u.bias_of is not None)
+        names = tuple(self.name_of[id(u.parameter)] for u in uses)
+        if not 1 <= len(uses) <= 2 or any(name in self.unfit or self._calls[name] != 1 for name in names):
+            return None
+        W = uses[0].parameter
+        if W.ndim != 2 or any(u.bias_of is not W for u in uses[1:]) or uses[0].bias_of is not None:
+            return None
+        shape = self._shapes[self._head or 0]
+        with torch.no_grad():
+            factor = uses[0].factor(W.new_zeros(()).expand(1, *shape))
+        if not isinstance(factor, Outer) or factor.turned or factor.right.shape[1] != 1 or W.shape != (shape[1], factor.right.shape[2]):
+            return None
+        return names, W, factor.right[:, 0]
 
     def outputs_at_once(self, o: int) -> int:
         """How many outputs go through one backward pass.
@@ -231,7 +257,7 @@ class Capture:
             Parameter name → factors of its uses.
         """
         found: dict[str, list[Factor]] = {}
-        self._sink, self._outputs = found.__setitem__, 1
+        self._sink, self._outputs, self._unit = found.__setitem__, 1, True
         if y.requires_grad:
             self._reset()
             v = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(0)).to(y.device)
@@ -271,16 +297,15 @@ class Capture:
                     found[names[0]] = names[1]
         return found
 
-    def _send(self, y: Tensor, step: int) -> None:
+    def _send(self, y: Tensor, seeds: Tensor, step: int) -> None:
         n, o = y.shape
 
         def one(seed: Tensor) -> Tensor:
             torch.autograd.grad(y, self._anchor, seed.expand(n, o), retain_graph=True, allow_unused=True)
             return seed.sum()
 
-        seeds = torch.eye(o, dtype=y.dtype, device=y.device)
         with _quiet():
-            for self._at in range(0, o, step):
+            for self._at in range(0, len(seeds), step):
                 if step == 1:
                     one(seeds[self._at])
                     continue
@@ -327,7 +352,7 @@ class Capture:
             if isinstance(factor, Outer):
                 if name in self._with_bias:
                     factor = factor.with_bias()
-                if tap == self._head and factor.left.shape[2] == 1:
+                if self._unit and tap == self._head and factor.left.shape[2] == 1:
                     factor = replace(factor, unit=True)
             elif name in self._with_bias:  # its gradient is no outer product
                 self.folded = {bias: weight for bias, weight in self.folded.items() if weight != name}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mechfeat.errors import ShapeError
 from mechfeat.kernels import Outputs, kernel_shape
 from mechfeat.ntk import planner, proof
+from mechfeat.ntk.bottleneck import ROWS, Head, find
 from mechfeat.ntk.capture import Capture
 from mechfeat.ntk.checks import check_output
 from mechfeat.ntk.factors import Choose, Factor, Shape, pair, shape_of
@@ -36,6 +37,7 @@ class State:
     parts: dict[str, Tensor]
     methods: dict[str, str]
     folded: dict[str, str]
+    basis: Tensor | None  # of the outputs, where they went through a bottleneck
 
 
 @dataclass
@@ -73,8 +75,7 @@ class Job:
         methods: dict[str, str] = {}
 
         stored: dict[str, list[Factor]] = {}
-        if not same:
-            captures[1].backward(ys[1], stored.__setitem__)
+        head = self._bottleneck(captures)
 
         def sink(name: str, factors: list[Factor]) -> None:
             other = factors if same else stored.pop(name, None)
@@ -83,9 +84,21 @@ class Job:
             p = self.parameters[name]
             how, shape = total.add(name, factors, other, self._chooser(name), len(p) if p.ndim else 1)
             methods[name] = how
-            rows[name] = self._row(name, "+".join(captures[0].used[name]), shape, how, n1, n2, o)
+            row = self._row(name, "+".join(captures[0].used[name]), shape, how, n1, n2, sent)
+            rows[name] = replace(row, macs=row.macs + rows[name].macs, bytes=max(row.bytes, rows[name].bytes)) if name in rows else row
 
-        captures[0].backward(ys[0], sink)
+        if head is not None:
+            for name, own in head.factors(captures[0].fold).items():
+                total.add(name, own[0], own[-1], planner.choose, o)
+                rows[name] = self._head_row(name, head, captures[0])
+        for some in (None,) if head is None else head.basis.T.split(ROWS):
+            sent = o if some is None else len(some)
+            if not same:
+                captures[1].backward(ys[1], stored.__setitem__, some, () if head is None else head.names)
+            captures[0].backward(ys[0], sink, some, () if head is None else head.names)
+            stored.clear()
+        if head is not None and captures[0].fold:
+            captures[0].folded |= dict.fromkeys(head.names[1:], head.names[0])
         ys = ()  # frees the graph before the exact path needs memory
         for bias, weight in captures[0].folded.items():
             if weight in rows:
@@ -113,28 +126,45 @@ class Job:
             total.parts,
             methods,
             {bias: weight for bias, weight in captures[0].folded.items() if rows[bias].contraction == "folded"},
+            None if head is None else head.basis,
         )
 
     def plan(self, banned: dict[str, str]) -> Plan:
         """What :meth:`run` would do, from one forward pass, and one backward pass over activations that shows which positions live."""
         captures, ys = self._forward(banned)
         n1, n2, o = len(ys[0]), len(ys[-1]), ys[0].shape[1]
+        head = self._bottleneck(captures)
         factors = [c.factors_of(y) for c, y in zip(captures, ys)]
         rows = []
         for name in self.parameters:
             function = "+".join(captures[0].used.get(name, ()))
             if name in captures[0].unfit:
                 rows.append(self._row(name, captures[0].unfit[name], None, "exact", n1, n2, o))
+            elif head is not None and name in head.names:
+                first = name == head.names[0]
+                rows.append(self._head_row(name, head, captures[0]) if first else self._row(name, function, None, "folded", n1, n2, o))
             elif all(captures[0].folded.get(name) in f for f in factors):
                 rows.append(self._row(name, function, None, "folded", n1, n2, o))
             elif any(name not in f for f in factors):
                 rows.append(self._row(name, "not used, or not reaching the output", None, "unused", n1, n2, o))
             else:
-                shape = shape_of(*pair(factors[0][name], factors[-1][name]))  # one object for one batch
-                shape = None if shape is None else replace(shape, o=o)
-                how = "dense" if shape is None else self._chooser(name)(shape, self.outputs)
-                rows.append(self._row(name, function, shape, how, n1, n2, o))
+                found = shape_of(*pair(factors[0][name], factors[-1][name]))  # one object for one batch
+                parts = []
+                for sent in (o,) if head is None else [len(some) for some in head.basis.T.split(ROWS)]:
+                    shape = None if found is None else replace(found, o=sent)
+                    how = "dense" if shape is None else self._chooser(name)(shape, self.outputs)
+                    parts.append(self._row(name, function, shape, how, n1, n2, sent))
+                rows.append(replace(parts[-1], macs=sum(p.macs for p in parts), bytes=max(p.bytes for p in parts)))
         return self._table(rows, o)
+
+    def _bottleneck(self, captures: tuple[Capture, ...]) -> Head | None:
+        return find(captures) if self.outputs == "trace" and self.method == "auto" and not self.forced else None
+
+    def _head_row(self, name: str, head: Head, capture: Capture) -> PlanRow:
+        n1, n2, o = len(head.inputs[0]), len(head.inputs[-1]), len(head.basis)
+        k = head.factors(capture.fold)[name][0][0].right.shape[2]
+        shape = Shape(n1, n2, o, 1, 1, o, k, same=len(self.xs) == 1, unit=True)
+        return self._row(name, "+".join(capture.used[name]), shape, "output", n1, n2, o)
 
     def _forward(self, banned: dict[str, str]) -> tuple[tuple[Capture, ...], tuple[Tensor, ...]]:
         # A part of its own is asked for each parameter, or a bias goes with its weight.

@@ -132,7 +132,8 @@ class Total:
             add(part)
             self._kernel += part
             self._note(name, on_samples(part, self._samples, self._outputs))
-            self.layers[name] = part.to(self._like.dtype)
+            part = part.to(self._like.dtype)
+            self.layers[name] = self.layers[name] + part if name in self.layers else part
             return
         before = on_samples(self._kernel, self._samples, self._outputs)
         add(self._kernel)
@@ -142,7 +143,7 @@ class Total:
         part = part.contiguous() if self._outputs != "diagonal" else part
         if self._same:
             mirror(part, self._outputs)  # what is proved is what is handed out
-        self.parts[name] = part
+        self.parts[name] = self.parts[name] + part if name in self.parts else part  # a trace comes in several rows
 
     def _check(self) -> None:
         assert self._kernel is not None
