@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from mechfeat.ntk import PROVED, empirical_ntk
+from mechfeat.ntk import empirical_ntk
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,14 @@ class Method:
     Attributes:
         name: Name in the results.
         run: From module and batch to the kernel.
+        reduce: What the kernel keeps of the full one: ``full``, ``trace``, ``diagonal`` or ``pseudo``.
+        jacobian: Whether it holds the Jacobian of the whole network.
     """
 
     name: str
     run: Callable[[nn.Module, Tensor], Tensor]
+    reduce: str = "full"
+    jacobian: bool = False
 
 
 def _ours(module: nn.Module, x: Tensor) -> Tensor:
@@ -27,8 +32,11 @@ def _ours(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _ours_first(module: nn.Module, x: Tensor) -> Tensor:
-    PROVED.clear()
-    return empirical_ntk(module, x).kernel
+    return empirical_ntk(module, x, prove="always").kernel
+
+
+def _reduced(module: nn.Module, x: Tensor, outputs: str) -> Tensor:
+    return empirical_ntk(module, x, outputs=outputs).kernel  # type: ignore[arg-type]
 
 
 def jacobian_contraction(module: nn.Module, x: Tensor) -> Tensor:
@@ -58,6 +66,7 @@ METHODS = {
     for m in (
         Method("mechfeat", _ours),
         Method("mechfeat first call", _ours_first),
-        Method("torch.func jacobian contraction", jacobian_contraction),
+        Method("torch.func jacobian contraction", jacobian_contraction, jacobian=True),
+        *(Method(f"mechfeat {kind}", partial(_reduced, outputs=kind), kind) for kind in ("trace", "diagonal", "pseudo")),
     )
 }

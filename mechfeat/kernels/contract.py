@@ -1,38 +1,28 @@
 """The contractions in torch: reference and CPU path.
 
+Each adds to a kernel that is given, or returns a new one. Of one batch with itself only the lower triangle of what is added to is
+meant; whoever owns the sum mirrors it once, at the end.
+
 Index letters: n, m samples of the two sides; o, p outputs; t, s positions; c output channels; k input channels.
 """
-
-from typing import Literal
 
 import torch
 from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Outputs = Literal["full", "trace", "diagonal"]
+from mechfeat.kernels.layout import Outputs, new_kernel, widen
+from mechfeat.kernels.symmetric import add_product, mirror
+
 Right = Float[Tensor, "n t k"] | Int[Tensor, "n t"]
 Other = Float[Tensor, "m s k"] | Int[Tensor, "m s"]  # the same of the second side
+Sum = Float[Tensor, "..."] | None
 
-CHUNK_BYTES = 128 << 20  # largest temporary of one contraction; chosen to bound memory, not tuned for speed
-
-
-def kernel_shape(n1: int, n2: int, o: int, outputs: Outputs) -> tuple[int, ...]:
-    """Shape of a kernel.
-
-    Args:
-        n1: Samples of the first side.
-        n2: Samples of the second side.
-        o: Outputs of the model.
-        outputs: What is kept of them.
-
-    Returns:
-        ``[n1 o n2 o]`` for full, ``[n1 n2]`` for trace, ``[n1 n2 o]`` for diagonal.
-    """
-    return {"full": (n1, o, n2, o), "trace": (n1, n2), "diagonal": (n1, n2, o)}[outputs]
+TILE_BYTES = 2 << 20  # a tile of Gram entries that stays in the cache between its products and the sum they go to
+CHUNK_BYTES = 32 << 20  # largest temporary of one contraction: near the size of a cache, and fresh pages cost as much as the products
 
 
-def dense(J1: Float[Tensor, "n o p"], J2: Float[Tensor, "m o p"], outputs: Outputs) -> Float[Tensor, "..."]:
+def dense(J1: Float[Tensor, "n o p"], J2: Float[Tensor, "m o p"], outputs: Outputs, into: Sum = None) -> Float[Tensor, "..."]:
     r"""Kernel of gradients that are there as vectors.
 
     .. math:: Θ_{no,mp} = \langle J_{no}, J'_{mp} \rangle
@@ -41,29 +31,41 @@ def dense(J1: Float[Tensor, "n o p"], J2: Float[Tensor, "m o p"], outputs: Outpu
         J1: Gradients of the first side.
         J2: Gradients of the second side.
         outputs: ``full``, ``trace`` (sum over equal outputs) or ``diagonal`` (equal outputs, kept apart).
+        into: Kernel to add to; its lower triangle, if both sides are one tensor.
 
     Returns:
         The kernel, shaped as :func:`kernel_shape` says. Half-precision input is accumulated and returned in float32.
 
     Cost:
-        ``n m o² p`` multiply-adds for full, ``n m o p`` otherwise.
+        ``n m o² p`` multiply-adds for full, ``n m o p`` otherwise; little more than half of it for one batch with itself.
 
     Example:
         >>> J = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
         >>> dense(J, J, "trace")
         tensor([[5.]])
     """
-    J1, J2 = widen(J1), widen(J2)
-    (n, o, _), m = J1.shape, len(J2)
+    same = J1 is J2
+    J1 = widen(J1)
+    J2 = J1 if same else widen(J2)
+    kernel = new_kernel(J1, len(J1), len(J2), J1.shape[1], outputs) if into is None else into
     if outputs == "full":
-        return (J1.flatten(0, 1) @ J2.flatten(0, 1).T).view(n, o, m, o)
-    if outputs == "trace":
-        return J1.flatten(1) @ J2.flatten(1).T
-    return torch.bmm(J1.transpose(0, 1), J2.permute(1, 2, 0)).permute(1, 2, 0)
+        rows, columns = len(J1) * J1.shape[1], len(J2) * J2.shape[1]
+        add_product(kernel.view(rows, columns), J1.flatten(0, 1), J2.flatten(0, 1), lower=same)
+    elif outputs == "trace":
+        add_product(kernel, J1.flatten(1), J2.flatten(1), lower=same)
+    else:
+        for o in range(J1.shape[1]):
+            add_product(kernel[..., o], J1[:, o], J2[:, o], lower=same)
+    return _whole(kernel, outputs, same, into)
 
 
 def block(
-    left1: Float[Tensor, "n o t c"], right1: Right, left2: Float[Tensor, "m o s c"], right2: Other, outputs: Outputs
+    left1: Float[Tensor, "n o t c"],
+    right1: Right,
+    left2: Float[Tensor, "m o s c"],
+    right2: Other,
+    outputs: Outputs,
+    into: Sum = None,
 ) -> Float[Tensor, "..."]:
     """Kernel by way of each sample's weight gradient, a few output channels at a time.
 
@@ -75,29 +77,70 @@ def block(
         left2: Gradients at the layer's output, second side.
         right2: The layer's inputs, second side.
         outputs: As for :func:`dense`.
+        into: As for :func:`dense`.
 
     Returns:
         The kernel.
 
     Cost:
-        ``(n + m) o t k c + n m o² k c`` multiply-adds (full), ``o`` times fewer in the second term otherwise; at most
-        128 MiB of gradients are held at a time, or one channel's if that is more.
+        ``(n + m) o t k c + n m o² k c`` multiply-adds (full), ``o`` times fewer in the second term otherwise, about half of it for one
+        batch with itself; at most 32 MiB of gradients are held at a time, or one channel's if that is more.
     """
-    left1, left2 = widen(left1), widen(left2)
+    same = left1 is left2 and right1 is right2
+    left1 = widen(left1)
+    left2 = left1 if same else widen(left2)
     right1, right2 = _rows(right1, right2, left1.dtype)
     (n, o, _, c), m, k = left1.shape, len(left2), right1.shape[-1]
-    step = max(1, CHUNK_BYTES // max(1, (n + m) * o * k * left1.element_size()))
-    same = left1 is left2 and right1 is right2
-    kernel = left1.new_zeros(kernel_shape(n, m, o, outputs))
-    for i in range(0, c, step):
-        J1 = einsum(left1[..., i : i + step], right1, "n o t c, n t k -> n o c k").flatten(2)
-        J2 = J1 if same else einsum(left2[..., i : i + step], right2, "n o t c, n t k -> n o c k").flatten(2)
-        kernel += dense(J1, J2, outputs)
-    return kernel
+    kernel = new_kernel(left1, n, m, o, outputs) if into is None else into
+    step, step_o = block_steps(n if same else n + m, o, c, k, outputs, left1.element_size())
+    room = [left1.new_empty(x * step_o * step * k) for x in ((n,) if same else (n, m))]  # written anew for each chunk
+    for a in range(0, o, step_o):
+        for i in range(0, c, step):
+            J1 = _formed(left1[:, a : a + step_o, :, i : i + step], right1, room[0])
+            J2 = J1 if same else _formed(left2[:, a : a + step_o, :, i : i + step], right2, room[1])
+            dense(J1, J2, outputs, kernel[..., a : a + step_o] if outputs == "diagonal" else kernel)
+    return _whole(kernel, outputs, same, into)
+
+
+def block_steps(n: int, o: int, c: int, k: int, outputs: Outputs, itemsize: int) -> tuple[int, int]:
+    """How many channels and outputs of the gradients :func:`block` forms at a time.
+
+    Args:
+        n: Samples of both sides.
+        o: Outputs.
+        c: Output channels.
+        k: Input channels.
+        outputs: What is kept of the outputs; only full needs all of them at once.
+        itemsize: Bytes a number.
+
+    Returns:
+        Channels, outputs.
+    """
+    one = max(1, n * k * itemsize)
+    if outputs == "full":
+        return min(max(1, c), max(1, CHUNK_BYTES // (one * max(1, o)))), max(1, o)
+    step_o = min(max(1, o), max(1, CHUNK_BYTES // (one * max(1, c))))
+    return min(max(1, c), max(1, CHUNK_BYTES // (one * step_o))), step_o
+
+
+def _formed(left: Float[Tensor, "n o t c"], right: Float[Tensor, "n t k"], room: Float[Tensor, " size"]) -> Float[Tensor, "n o p"]:
+    (n, o, t, c), k = left.shape, right.shape[-1]
+    J = room[: n * o * c * k].view(n, o, c, k)
+    if t == 1:
+        torch.mul(left[:, :, 0, :, None], right[:, :, None], out=J)
+    else:
+        for i in range(o):
+            torch.bmm(left[:, i].mT, right, out=J[:, i])
+    return J.flatten(2)
 
 
 def gram(
-    left1: Float[Tensor, "n o t c"], right1: Right, left2: Float[Tensor, "m o s c"], right2: Other, outputs: Outputs
+    left1: Float[Tensor, "n o t c"],
+    right1: Right,
+    left2: Float[Tensor, "m o s c"],
+    right2: Other,
+    outputs: Outputs,
+    into: Sum = None,
 ) -> Float[Tensor, "..."]:
     r"""Kernel by way of the Gram matrices of both factors; no weight gradient is ever formed.
 
@@ -111,52 +154,148 @@ def gram(
         left2: Gradients at the layer's output, second side.
         right2: The layer's inputs, second side.
         outputs: As for :func:`dense`.
+        into: As for :func:`dense`.
 
     Returns:
         The kernel.
 
     Cost:
-        ``n m (t s k + o² t s (c + 1))`` multiply-adds (full), ``o`` times fewer in the second term otherwise; at most 128 MiB
-        of Gram entries are held at a time, or one sample's if that is more.
+        ``n m t s (k + o² c)`` multiply-adds (full), ``o`` times fewer in the second term otherwise; about half of it for one batch with
+        itself. At most 2 MiB of Gram entries are held at a time, or one pair's if that is more.
     """
-    left1, left2 = widen(left1), widen(left2)
+    same = left1 is left2 and right1 is right2
+    left1 = widen(left1)
+    left2 = left1 if same else widen(left2)
     (n, o, t, _), (m, _, s, _) = left1.shape, left2.shape
-    if t == s == 1:
-        A = _right_gram(right1, right2, left1.dtype)[:, 0, :, 0]
+    kernel = new_kernel(left1, n, m, o, outputs) if into is None else into
+    for rows, columns in gram_tiles(n, m, o, t, s, outputs, left1.element_size(), same):
+        A = _right_gram(right1[rows], right2[columns], left1.dtype)
+        L1, L2 = left1[rows], left2[columns]
         if outputs == "full":
-            return dense(left1[:, :, 0], left2[:, :, 0], "full").mul_(A[:, None, :, None])
-        G = dense(left1[:, :, 0], left2[:, :, 0], outputs)
-        return G.mul_(A if outputs == "trace" else A[..., None])
-    kernel = left1.new_empty(kernel_shape(n, m, o, outputs))
-    per_sample = t * m * s * left1.element_size() * (1 + (o * o if outputs == "full" else 1))
-    step = max(1, CHUNK_BYTES // max(1, per_sample))
-    for i in range(0, n, step):
-        rows = slice(i, i + step)
-        A = _right_gram(right1[rows], right2, left1.dtype)
-        if outputs == "full":
-            G = einsum(left1[rows], left2, "n o t c, m p s c -> n o t m p s")
-            kernel[rows] = einsum(G, A, "n o t m p s, n t m s -> n o m p")
+            if t == s == 1:
+                G = (L1.flatten(0, 2) @ L2.flatten(0, 2).T).view(len(L1), o, -1)
+                # Repeating along the columns alone leaves long rows to multiply; a stride of zero there would not.
+                part = G.mul_(A[:, 0, :, 0].repeat_interleave(o, 1)[:, None]).view(len(L1), o, -1, o)
+            else:
+                G = einsum(L1, L2, "n o t c, m p s c -> n o t m p s")
+                part = einsum(G, A, "n o t m p s, n t m s -> n o m p")
+            kernel[rows, :, columns] += part
         elif outputs == "trace":
-            G = einsum(left1[rows], left2, "n o t c, m o s c -> n t m s")
-            kernel[rows] = einsum(G, A, "n t m s, n t m s -> n m")
+            G = einsum(L1, L2, "n o t c, m o s c -> n t m s")
+            kernel[rows, columns] += G.mul_(A).sum((1, 3))
         else:
             for j in range(o):
-                G = einsum(left1[rows, j], left2[:, j], "n t c, m s c -> n t m s")
-                kernel[rows, :, j] = einsum(G, A, "n t m s, n t m s -> n m")
-    return kernel
+                G = einsum(L1[:, j], L2[:, j], "n t c, m s c -> n t m s")
+                kernel[rows, columns, j] += G.mul_(A).sum((1, 3))
+    return _whole(kernel, outputs, same, into)
 
 
-def widen(x: Tensor) -> Tensor:
-    """Half precision as float32, everything else as it is.
+def gram_tiles(n: int, m: int, o: int, t: int, s: int, outputs: Outputs, itemsize: int, same: bool) -> list[tuple[slice, slice]]:
+    """The tiles that :func:`gram` goes through.
 
     Args:
-        x: Factors or gradients.
+        n: Samples of the first side.
+        m: Samples of the second side.
+        o: Outputs.
+        t: Positions of the first side.
+        s: Positions of the second side.
+        outputs: What is kept of the outputs.
+        itemsize: Bytes a number.
+        same: Both sides are one batch, whose lower triangle is enough.
 
     Returns:
-        A tensor to accumulate in.
+        Samples of the first and of the second side.
     """
-    # A Gram of 4096 half-precision products overflows, and sums of thousands of them lose three digits.
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    if not o * t * s:
+        return []
+    high = max(1, 256 // (t * (o if outputs == "full" else 1)))
+    pair = t * s * itemsize * (1 + (o * o if outputs == "full" else 1))
+    wide = max(1, min(m, TILE_BYTES // (pair * high)))
+    tiles = []
+    for i in range(0, n, high):
+        end = min(i + high, n)
+        for j in range(0, end if same else m, wide):
+            tiles.append((slice(i, end), slice(j, min(j + wide, end if same else m))))
+    return tiles
+
+
+def mixed(
+    left1: Float[Tensor, "n o t c"],
+    right1: Right,
+    left2: Float[Tensor, "m o s c"],
+    right2: Other,
+    outputs: Outputs,
+    into: Sum = None,
+) -> Float[Tensor, "..."]:
+    r"""Kernel by way of the Gram of the inputs alone, which carries the second side's gradients to the first side's positions.
+
+    .. math:: Θ_{no,mp} = \textstyle\sum_t \Big\langle l_{not}, \sum_s \langle r_{nt}, r'_{ms} \rangle l'_{mps} \Big\rangle
+
+    Best with a few positions and a large weight: late convolutions.
+
+    Args:
+        left1: Gradients at the layer's output, first side.
+        right1: The layer's inputs; integers stand for one-hot rows (an embedding's token ids).
+        left2: Gradients at the layer's output, second side.
+        right2: The layer's inputs, second side.
+        outputs: As for :func:`dense`.
+        into: As for :func:`dense`.
+
+    Returns:
+        The kernel.
+
+    Cost:
+        ``n m (t s k + t s o c + o² t c)`` multiply-adds (full), the last term ``o`` times fewer otherwise; about half of it for one batch
+        with itself. At most 32 MiB of carried gradients are held at a time, or those of one sample.
+    """
+    same = left1 is left2 and right1 is right2
+    left1 = widen(left1).contiguous()
+    left2 = left1 if same else widen(left2).contiguous()
+    (n, o, t, c), m = left1.shape, len(left2)
+    kernel = new_kernel(left1, n, m, o, outputs) if into is None else into
+    for columns, first in mixed_columns(n, m, o, t, c, left1.element_size(), same):
+        L1, L2 = left1[first:], left2[columns]
+        A = _right_gram(right2[columns], right1[first:], left1.dtype).flatten(2)  # m s (n t)
+        # Outputs ride along as rows of one product a sample.
+        carried = torch.matmul(A.mT.unsqueeze(1), L2).view(len(L2), o, len(L1), t * c)
+        G = L1.flatten(2)
+        if outputs == "full":
+            part = torch.bmm(G, carried.flatten(0, 1).permute(1, 2, 0)).unflatten(2, (len(L2), o))
+            kernel[first:, :, columns] += part
+        else:
+            diagonal = einsum(G, carried, "n o p, m o n p -> n m o")
+            if outputs == "trace":
+                kernel[first:, columns] += diagonal.sum(2)
+            else:
+                kernel[first:, columns] += diagonal
+    return _whole(kernel, outputs, same, into)
+
+
+def mixed_columns(n: int, m: int, o: int, t: int, c: int, itemsize: int, same: bool) -> list[tuple[slice, int]]:
+    """The columns that :func:`mixed` computes at a time.
+
+    Args:
+        n: Samples of the first side.
+        m: Samples of the second side.
+        o: Outputs.
+        t: Positions of the first side.
+        c: Output channels.
+        itemsize: Bytes a number.
+        same: Both sides are one batch, whose lower triangle is enough.
+
+    Returns:
+        Samples of the second side, and the first sample of the first side that meets them.
+    """
+    if not n * o * t:
+        return []
+    step = max(1, CHUNK_BYTES // max(1, n * o * t * c * itemsize))
+    return [(slice(i, min(i + step, m)), i if same else 0) for i in range(0, m, step)]
+
+
+def _whole(kernel: Tensor, outputs: Outputs, same: bool, into: Sum) -> Tensor:
+    if same and into is None:
+        mirror(kernel, outputs)
+    return kernel
 
 
 def _right_gram(right1: Right, right2: Other, dtype: torch.dtype) -> Float[Tensor, "n t m s"]:

@@ -9,6 +9,7 @@ factors are handed on when its last use has been reached, and dropped. No weight
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mechfeat.errors import NondeterministicModelError, SampleInteractionError
-from mechfeat.ntk.factors import Factor
+from mechfeat.ntk.factors import Factor, Outer
 from mechfeat.ntk.rules import Call, Unfit, Use, rule_for
 
 Sink = Callable[[str, list[Factor]], None]
+
+IN_CACHE = 2 << 20  # bytes of one layer's gradients, all outputs of a pass together, up to which vmapped passes are faster
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -42,16 +45,19 @@ class Capture:
         module: The model; it is run, and left as it was.
         n: Number of samples in the batch.
         banned: Parameters that rules shall leave to the exact path, with the reason.
+        fold: Contract a bias with its weight, where both have that one use.
 
     Attributes:
         unfit: Parameters that no rule covers, with the reason.
         used: Parameters covered by rules, with the names of the functions that received them, in order of the calls.
         unused: Parameters that no call received.
         log: What was met, call by call: a fingerprint of the pass.
+        folded: Bias → weight, where one contraction does both.
     """
 
-    def __init__(self, module: nn.Module, n: int, banned: dict[str, str]) -> None:
-        self.module, self.n = module, n
+    def __init__(self, module: nn.Module, n: int, banned: dict[str, str], fold: bool = False) -> None:
+        self.module, self.n, self.fold = module, n, fold
+        self.folded: dict[str, str] = {}
         parameters = trainable(module)
         self.name_of = {id(p): name for name, p in parameters.items()}
         self.unfit = dict(banned)
@@ -63,10 +69,17 @@ class Capture:
         self._dtype = one.dtype
         self._taps: list[list[Use]] = []
         self._shapes: list[tuple[int, ...]] = []
+        self._bytes: list[int] = []
         self._stored: list[tuple[list[Use], Tensor, int]] = []
         self._sink: Sink | None = None
-        self._waiting: dict[int, list[Tensor]] = {}
+        self._waiting: dict[int, Tensor] = {}
+        self._missing: dict[int, set[int]] = {}
+        self._at = 0
         self._open: dict[str, int] = {}
+        self._calls: dict[str, int] = {}
+        self._with_bias: set[str] = set()
+        self._head: int | None = None
+        self._unit = False
         self._factors: dict[str, list[Factor]] = {}
         self._outputs = 0
         self._done: set[str] = set()
@@ -93,6 +106,7 @@ class Capture:
             if t._version != version:
                 self._give_up([u.parameter for u in uses], None, "an argument of its call is overwritten in place later")
         self._stored.clear()
+        self._head = getattr(y.grad_fn, "tap", None) if isinstance(y, Tensor) and y.ndim == 2 else None
         return y
 
     def find_hidden(self, y: Tensor) -> None:
@@ -145,7 +159,9 @@ class Capture:
         if missed:
             self._give_up(missed, out, f"{name}: its rule does not cover this argument")
         for use in uses:
-            self.used.setdefault(self.name_of[id(use.parameter)], []).append(name)
+            parameter = self.name_of[id(use.parameter)]
+            self.used.setdefault(parameter, []).append(name)
+            self._calls[parameter] = self._calls.get(parameter, 0) + 1
         self.log.append((name, *(self.name_of[id(u.parameter)] for u in uses), *out.shape[1:]))
         tapped = self._tap(out, uses)
         self._stored += [(uses, t, t._version) for t in _tensors((args, kwargs)) if not t.is_inference()]
@@ -162,35 +178,77 @@ class Capture:
             out = out.clone()  # an in-place identity on a view would have to rebase the graph of its base
         self._taps.append(uses)
         self._shapes.append(tuple(out.shape))
+        self._bytes.append(out.numel() * out.element_size())
         tapped: Tensor = _Tap.apply(out, self._anchor, self, len(self._taps) - 1)
         return tapped
 
     # --- backward
 
-    def backward(self, y: Float[Tensor, "n o"], sink: Sink) -> None:
+    def backward(self, y: Float[Tensor, "n o"], sink: Sink, rows: Float[Tensor, "row o"] | None = None, skip: Iterable[str] = ()) -> None:
         """Send the unit gradient of every output back through the activations.
 
-        Outputs are batched in one vmapped pass; where an operation has no batching rule, they are sent one by one.
+        Outputs go one by one, or a few at a time in a vmapped pass where the activations are small; where an operation has no batching
+        rule, they go one by one.
 
         Args:
             y: Output of :meth:`forward`, flattened to one axis of outputs.
             sink: Called once for each parameter that rules cover and the output depends on, with the factors of its uses.
+            rows: Combinations of the outputs to send in their place; the pass may then be repeated with others.
+            skip: Parameters to leave out.
         """
-        self._sink, self._outputs = sink, y.shape[1]
-        seeds = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)[:, None, :].expand(-1, *y.shape)
+        seeds = torch.eye(y.shape[1], dtype=y.dtype, device=y.device) if rows is None else rows
+        self._sink, self._outputs, self._unit = sink, len(seeds), rows is None
+        self._done = set(skip)
         if y.requires_grad:
+            self._reset()
+            step = self.outputs_at_once(len(seeds))
             try:
-                self._reset()
-                self._send(y, seeds, batched=y.shape[1] > 1)
+                self._send(y, seeds, step)
             except _Deaf:
                 self._reset()  # what was handed on is complete, and is not handed on again
-                self._send(y, seeds, batched=False)
+                self._send(y, seeds, 1)
+        for tap in list(self._waiting):
+            self._complete(tap)  # some outputs do not reach it
         for name in [n for n, left in self._open.items() if left and self._factors.get(n)]:
             self._deliver(name)  # some uses do not reach the output
-        self._taps.clear()
+        if rows is None:
+            self._taps.clear()
 
-    def factors_of_zero(self, y: Tensor) -> dict[str, list[Factor]]:
-        """Factors as the backward pass would build them, for one output with gradient zero: their shapes are the plan.
+    def head(self) -> tuple[tuple[str, ...], Tensor, Float[Tensor, "n k"]] | None:
+        """The linear layer whose outputs are the model's, if no other call receives its parameters.
+
+        Returns:
+            Names of weight and, if it has one, bias; the weight ``[o k]``; the layer's inputs.
+        """
+        uses = [] if self._head is None else sorted(self._taps[self._head], key=lambda u: u.bias_of is not None)
+        names = tuple(self.name_of[id(u.parameter)] for u in uses)
+        if not 1 <= len(uses) <= 2 or any(name in self.unfit or self._calls[name] != 1 for name in names):
+            return None
+        W = uses[0].parameter
+        if W.ndim != 2 or any(u.bias_of is not W for u in uses[1:]) or uses[0].bias_of is not None:
+            return None
+        shape = self._shapes[self._head or 0]
+        with torch.no_grad():
+            factor = uses[0].factor(W.new_zeros(()).expand(1, *shape))
+        if not isinstance(factor, Outer) or factor.turned or factor.right.shape[1] != 1 or W.shape != (shape[1], factor.right.shape[2]):
+            return None
+        return names, W, factor.right[:, 0]
+
+    def outputs_at_once(self, o: int) -> int:
+        """How many outputs go through one backward pass.
+
+        Args:
+            o: Outputs of the model.
+
+        Returns:
+            Their number.
+        """
+        # Memory, not arithmetic, limits a vmapped pass: gradients that outgrow the cache run at half the rate of one output after
+        # the other. Small ones gain from large products and few calls.
+        return min(o, max(1, IN_CACHE // max(1, *self._bytes))) if self._bytes else o
+
+    def factors_of(self, y: Tensor) -> dict[str, list[Factor]]:
+        """Factors as the backward pass builds them, for one random combination of the outputs: their shapes are the plan.
 
         Args:
             y: Output of :meth:`forward`.
@@ -199,20 +257,19 @@ class Capture:
             Parameter name → factors of its uses.
         """
         found: dict[str, list[Factor]] = {}
-        reached = {node.tap for node in _nodes_behind(y) if type(node).__name__ == "_TapBackward"}
-        for tap, (uses, shape) in enumerate(zip(self._taps, self._shapes)):
-            if tap not in reached:
-                continue
-            g = torch.zeros((), dtype=self._dtype, device=self._anchor.device).expand(1, *shape)
-            for use in uses:
-                name = self.name_of[id(use.parameter)]
-                if name not in self.unfit:
-                    found.setdefault(name, []).append(use.factor(g))
+        self._sink, self._outputs, self._unit = found.__setitem__, 1, True
+        if y.requires_grad:
+            self._reset()
+            v = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(0)).to(y.device)
+            torch.autograd.grad(y, self._anchor, v, allow_unused=True)
+        for name in [n for n, left in self._open.items() if left and self._factors.get(n)]:
+            self._deliver(name)
         self._taps.clear()
         return found
 
     def _reset(self) -> None:
         self._waiting.clear()
+        self._missing.clear()
         self._factors.clear()
         self._open = {}
         for uses in self._taps:
@@ -220,22 +277,42 @@ class Capture:
                 name = self.name_of[id(use.parameter)]
                 if name not in self.unfit and name not in self._done:
                     self._open[name] = self._open.get(name, 0) + 1
+        self.folded = self.foldable()
+        self._with_bias = set(self.folded.values())
 
-    def _send(self, y: Tensor, seeds: Tensor, *, batched: bool) -> None:
+    def foldable(self) -> dict[str, str]:
+        """Biases that one contraction can do together with their weight: both have one use, in the same call.
+
+        Returns:
+            Bias → weight.
+        """
+        if not self.fold:
+            return {}
+        found: dict[str, str] = {}
+        for uses in self._taps:
+            for use in uses:
+                names = [self.name_of.get(id(p), "") for p in (use.parameter, use.bias_of)]
+                once = all(name not in self.unfit and self._calls.get(name) == 1 for name in names)
+                if once and names[0] not in self._done and any(u.parameter is use.bias_of for u in uses):
+                    found[names[0]] = names[1]
+        return found
+
+    def _send(self, y: Tensor, seeds: Tensor, step: int) -> None:
+        n, o = y.shape
+
+        def one(seed: Tensor) -> Tensor:
+            torch.autograd.grad(y, self._anchor, seed.expand(n, o), retain_graph=True, allow_unused=True)
+            return seed.sum()
+
         with _quiet():
-            if not batched:
-                for seed in seeds:
-                    torch.autograd.grad(y, self._anchor, seed, retain_graph=True, allow_unused=True)
-                return
-
-            def one(seed: Tensor) -> Tensor:
-                torch.autograd.grad(y, self._anchor, seed, retain_graph=True, allow_unused=True)
-                return seed.sum()
-
-            try:
-                torch.func.vmap(one)(seeds)
-            except RuntimeError as error:
-                raise _Deaf from error
+            for self._at in range(0, len(seeds), step):
+                if step == 1:
+                    one(seeds[self._at])
+                    continue
+                try:
+                    torch.func.vmap(one)(seeds[self._at : self._at + step])
+                except RuntimeError as error:
+                    raise _Deaf from error
 
     def arrived(self, tap: int, g: Float[Tensor, "o ..."]) -> None:
         """Take the gradient at a tap, for one or several outputs.
@@ -244,22 +321,45 @@ class Capture:
             tap: Which tap.
             g: The gradients, outputs first.
         """
-        uses = [u for u in self._taps[tap] if self.name_of[id(u.parameter)] in self._open]
-        if not uses:
+        if not any(self.name_of[id(u.parameter)] in self._open for u in self._taps[tap]):
             return
-        parts = self._waiting.setdefault(tap, [])
-        parts.append(g)
-        if sum(len(p) for p in parts) < self._outputs:
-            return
-        g = parts[0] if len(parts) == 1 else torch.cat(parts)
-        del self._waiting[tap]
         with torch.no_grad():
-            for use in uses:
-                name = self.name_of[id(use.parameter)]
-                self._factors.setdefault(name, []).append(use.factor(g))
-                self._open[name] -= 1
-                if not self._open[name]:
-                    self._deliver(name)
+            if len(g) == self._outputs:
+                self._build(tap, g)
+                return
+            if tap not in self._waiting:
+                # Samples outermost, as the contractions take them.
+                self._waiting[tap] = g.new_empty(g.shape[1], self._outputs, *g.shape[2:])
+                self._missing[tap] = set(range(self._outputs))
+            self._waiting[tap][:, self._at : self._at + len(g)] = g.movedim(0, 1)
+            self._missing[tap] -= set(range(self._at, self._at + len(g)))
+            if not self._missing[tap]:
+                self._complete(tap)
+
+    def _complete(self, tap: int) -> None:
+        g = self._waiting.pop(tap)
+        for o in self._missing.pop(tap):
+            g[:, o] = 0
+        with torch.no_grad():
+            self._build(tap, g.movedim(1, 0))
+
+    def _build(self, tap: int, g: Float[Tensor, "o ..."]) -> None:
+        for use in sorted(self._taps[tap], key=lambda u: u.bias_of is not None):  # a weight decides whether its bias is folded
+            name = self.name_of[id(use.parameter)]
+            if name not in self._open or name in self.folded:
+                continue
+            factor = use.factor(g)
+            if isinstance(factor, Outer):
+                if name in self._with_bias:
+                    factor = factor.with_bias()
+                if self._unit and tap == self._head and factor.left.shape[2] == 1:
+                    factor = replace(factor, unit=True)
+            elif name in self._with_bias:  # its gradient is no outer product
+                self.folded = {bias: weight for bias, weight in self.folded.items() if weight != name}
+            self._factors.setdefault(name, []).append(factor)
+            self._open[name] -= 1
+            if not self._open[name]:
+                self._deliver(name)
 
     def _deliver(self, name: str) -> None:
         assert self._sink is not None

@@ -1,26 +1,27 @@
 """The empirical neural tangent kernel: exact, proved, planned.
 
-One forward pass, one backward pass over activations for all outputs at once; each parameter's gradient factors are contracted
-inside the backward pass and dropped. No Jacobian of the network ever exists.
+One forward pass, one backward pass over activations an output, or a few outputs at a time; each parameter's gradient factors are
+contracted inside the last of them and dropped. No Jacobian of the network ever exists.
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mechfeat.errors import OptionError, ProofError, UnsupportedLayerError
 from mechfeat.hooks import HookedModel, unwrap
-from mechfeat.kernels import Outputs
+from mechfeat.ntk import readout
 from mechfeat.ntk.checks import check_input, check_model
 from mechfeat.ntk.fingerprint import Proved, repeatable
 from mechfeat.ntk.job import Job
 from mechfeat.ntk.planner import Plan
+from mechfeat.ntk.readout import Chosen
 from mechfeat.ntk.result import NTKResult
 from mechfeat.ntk.verify import proved, reasons
 
-Method = Literal["auto", "block", "gram", "jacobian"]
+Method = Literal["auto", "block", "gram", "mixed", "jacobian"]
 Prove = Literal["once", "always", "never"]
 PROVED = Proved()
 
@@ -30,7 +31,7 @@ def empirical_ntk(
     x1: Tensor,
     x2: Tensor | None = None,
     *,
-    outputs: Outputs = "full",
+    outputs: Chosen = "full",
     layerwise: bool = False,
     method: Method = "auto",
     strict: bool = False,
@@ -49,10 +50,12 @@ def empirical_ntk(
         x1: A batch, samples along the first axis.
         x2: Another batch; by default the kernel is that of ``x1`` with itself, and equals its transpose bit for bit.
         outputs: ``"full"`` for all pairs of outputs, ``"trace"`` for the sum over equal outputs, ``"diagonal"`` for equal
-            outputs kept apart.
+            outputs kept apart; ``"pseudo"`` for the sum of the outputs, a number for that class alone, or a function from outputs
+            ``[n o]`` to ``[n]`` or ``[n p]``, whose kernel it then is. The last three cost as much as a model with so many outputs.
         layerwise: Keep each parameter's part; they take as much memory again, for each parameter.
-        method: ``"auto"`` takes the cheaper contraction for each parameter. ``"block"`` forms each sample's weight gradient,
-            ``"gram"`` multiplies Gram matrices, ``"jacobian"`` takes autograd for every parameter; all are exact.
+        method: ``"auto"`` takes the cheapest contraction for each parameter. ``"block"`` forms each sample's weight gradient,
+            ``"gram"`` multiplies Gram matrices, ``"mixed"`` carries gradients through the Gram of the inputs, ``"jacobian"`` takes
+            autograd for every parameter; all are exact.
         strict: Raise where a parameter would be computed by autograd, rather than compute it so.
         prove: ``"once"`` checks every parameter's part against an independent gradient the first time this kind of model,
             input and options is met in the process, ``"always"`` each time, ``"never"`` not at all (then models whose samples
@@ -83,13 +86,38 @@ def empirical_ntk(
     """
     module = unwrap(model)
     _check_options(outputs, method, prove)
+    repeat = repeatable(module) and not callable(outputs)  # what a function does is no part of what is remembered
+    with readout.reading(module, outputs):
+        return _kernel(module, x1, x2, outputs, layerwise, method, strict, prove, seed, repeat)
+
+
+def _kernel(
+    module: nn.Module,
+    x1: Tensor,
+    x2: Tensor | None,
+    outputs: Chosen,
+    layerwise: bool,
+    method: Method,
+    strict: bool,
+    prove: Prove,
+    seed: int,
+    remember: bool,
+) -> NTKResult:
     parameters = check_model(module)
     one = next(iter(parameters.values()))
     xs = (check_input(x1, "x1", one),) if x2 is None else (check_input(x1, "x1", one), check_input(x2, "x2", one))
-    job = Job(module, parameters, xs, outputs, method, layerwise, seed)
+    job = Job(
+        module,
+        parameters,
+        xs,
+        readout.kept(outputs),
+        method,
+        layerwise,
+        seed,
+        read=readout.name_of(outputs),
+    )
     with torch.inference_mode(False):
         state = job.run(dict.fromkeys(parameters, "method='jacobian'") if method == "jacobian" else {})
-        remember = repeatable(module)
         known = PROVED.get(state.key) if prove == "once" and remember else None
         failed: dict[str, float] = {}
         if known:
@@ -119,17 +147,28 @@ def empirical_ntk(
         "n_outputs": state.o,
         "tf32": _tf32(),
     }
-    return NTKResult(state.kernel, outputs, state.layers if layerwise else None, state.plan, coverage, prove != "never", settings)
+    word = readout.name_of(outputs)
+    layers = {name: readout.squeezed(layer, outputs) for name, layer in state.layers.items()} if layerwise else None
+    kernel = readout.squeezed(state.kernel, outputs)
+    shown = _shown(state.plan, outputs, word)
+    if kernel.ndim == 4:
+        word = "full"  # of what the function returns
+    return NTKResult(kernel, word, layers, shown, coverage, prove != "never", settings)
+
+
+def _shown(plan: Plan, outputs: Chosen, word: str) -> Plan:
+    shape = plan.kernel_shape
+    return plan if readout.kept(outputs) == outputs else replace(plan, outputs=word, kernel_shape=shape[::2] if shape[1] == 1 else shape)
 
 
 def plan(
-    model: nn.Module | HookedModel, x1: Tensor, x2: Tensor | None = None, *, outputs: Outputs = "full", method: Method = "auto"
+    model: nn.Module | HookedModel, x1: Tensor, x2: Tensor | None = None, *, outputs: Chosen = "full", method: Method = "auto"
 ) -> Plan:
     """What a kernel would cost: contraction, multiply-adds and memory of each parameter. The kernel is not computed.
 
     Args:
         model: The model.
-        x1: A batch; the model is run forward on it once.
+        x1: A batch; the model is run forward on it once, and once backward to see at which positions gradients arrive.
         x2: Another batch.
         outputs: As for :func:`empirical_ntk`.
         method: As for :func:`empirical_ntk`.
@@ -142,26 +181,27 @@ def plan(
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
         >>> [(r.parameter, r.contraction, r.macs) for r in plan(net, torch.ones(4, 8)).rows]
-        [('0.weight', 'gram', 1216), ('0.bias', 'dense', 1024), ('2.weight', 'gram', 448), ('2.bias', 'dense', 128)]
+        [('0.weight', 'gram', 1232), ('0.bias', 'folded', 0), ('2.weight', 'output', 272), ('2.bias', 'folded', 0)]
     """
     module = unwrap(model)
     _check_options(outputs, method, "never")
     parameters = check_model(module)
     one = next(iter(parameters.values()))
     xs = (check_input(x1, "x1", one),) if x2 is None else (check_input(x1, "x1", one), check_input(x2, "x2", one))
-    job = Job(module, parameters, xs, outputs, method, False, 0)
-    with torch.inference_mode(False):
-        return job.plan(dict.fromkeys(parameters, "method='jacobian'") if method == "jacobian" else {})
+    job = Job(module, parameters, xs, readout.kept(outputs), method, False, 0)
+    with torch.inference_mode(False), readout.reading(module, outputs):
+        made = job.plan(dict.fromkeys(parameters, "method='jacobian'") if method == "jacobian" else {})
+    return _shown(made, outputs, readout.name_of(outputs))
 
 
-def _check_options(outputs: str, method: str, prove: str) -> None:
+def _check_options(outputs: Any, method: str, prove: str) -> None:
     for option, value, allowed in (
-        ("outputs", outputs, ("full", "trace", "diagonal")),
-        ("method", method, ("auto", "block", "gram", "jacobian")),
+        ("method", method, ("auto", "block", "gram", "mixed", "jacobian")),
         ("prove", prove, ("once", "always", "never")),
     ):
         if value not in allowed:
             raise OptionError(option, value, allowed)
+    readout.check(outputs)
 
 
 def _tf32() -> bool:

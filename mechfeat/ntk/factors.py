@@ -1,7 +1,7 @@
 """A parameter's gradient as a sum of factors, one for each use of the parameter, and the contraction of two such sums."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -9,10 +9,11 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechfeat.kernels import Outputs, block, dense, gram, kernel_shape
-from mechfeat.kernels.contract import CHUNK_BYTES, widen
+from mechfeat.kernels import Outputs, block, dense, gram, mixed
+from mechfeat.kernels.contract import CHUNK_BYTES
+from mechfeat.kernels.layout import widen
 
-Contraction = Literal["auto", "block", "gram"]
+Contraction = Literal["block", "gram", "mixed", "output"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,21 @@ class Outer:
         left: Gradient at the output of the call.
         right: Input rows of the call.
         turned: The parameter is stored as ``[k c]`` (``addmm``) rather than ``[c k]`` (``linear``).
+        unit: The call's output is the model's, so that the gradients are unit vectors.
     """
 
     left: Float[Tensor, "n o t c"]
     right: Float[Tensor, "n t k"]
     turned: bool = False
+    unit: bool = False
+
+    def at(self, samples: Sequence[int]) -> "Outer":
+        """The factor of some samples."""
+        return replace(self, left=self.left[list(samples)], right=self.right[list(samples)])
+
+    def with_bias(self) -> "Outer":
+        """The factor of weight and bias together: a bias is the column of a weight whose input is one."""
+        return replace(self, right=torch.cat([self.right, self.right.new_ones(*self.right.shape[:2], 1)], 2))
 
     def rows(self, part: slice) -> Float[Tensor, "n o row column"]:
         """Gradient of some rows of the parameter."""
@@ -90,6 +101,8 @@ class Shape:
         k: Input channels; for a table the number of rows read, at most.
         one_hot: Whether the right factor is one-hot.
         same: Whether both sides are one batch, whose gradients are formed once.
+        unit: Whether the left factors are unit vectors.
+        itemsize: Bytes of a number in the products.
     """
 
     n1: int
@@ -101,9 +114,11 @@ class Shape:
     k: int
     one_hot: bool = False
     same: bool = False
+    unit: bool = False
+    itemsize: int = 4
 
 
-Choose = Callable[[Shape, Outputs], Literal["block", "gram"]]
+Choose = Callable[[Shape, Outputs], Contraction]
 
 
 def merge(factors: Sequence[Factor]) -> Factor | None:
@@ -125,47 +140,50 @@ def merge(factors: Sequence[Factor]) -> Factor | None:
     return None
 
 
-def shape_of(factors1: Sequence[Factor], factors2: Sequence[Factor]) -> Shape | None:
+def shape_of(a: Factor | None, b: Factor | None) -> Shape | None:
     """Sizes of a contraction in outer-product form.
 
     Args:
-        factors1: Uses on the first side.
-        factors2: Uses on the second side; the same object for a batch with itself.
+        a: Factor of the first side.
+        b: Factor of the second side; the same object for a batch with itself.
 
     Returns:
         The sizes, or None where the gradient has to be formed (mixed kinds, or vectors).
     """
-    same = factors2 is factors1
-    a, b = merge(factors1), merge(factors2)
+    same = b is a
     if a is None or b is None or isinstance(a, Dense) or isinstance(b, Dense) or type(a) is not type(b):
         return None
     (n1, o, t, c), (n2, _, s, _) = a.left.shape, b.left.shape
     if isinstance(a, Outer) and isinstance(b, Outer):
-        return None if a.turned != b.turned else Shape(n1, n2, o, t, s, c, a.right.shape[-1], same=same)
+        return (
+            None
+            if a.turned != b.turned
+            else Shape(n1, n2, o, t, s, c, a.right.shape[-1], same=same, unit=a.unit and b.unit, itemsize=max(4, a.left.element_size()))
+        )
     assert isinstance(a, Lookup)
     assert isinstance(b, Lookup)
     rows = torch.cat([a.ids.flatten(), b.ids.flatten()]).unique().numel()
-    return Shape(n1, n2, o, t, s, c, rows, one_hot=True, same=same)
+    return Shape(n1, n2, o, t, s, c, rows, one_hot=True, same=same, itemsize=max(4, a.left.element_size()))
 
 
 def contract(
-    factors1: Sequence[Factor], factors2: Sequence[Factor], outputs: Outputs, choose: Choose, n_rows: int
-) -> tuple[Float[Tensor, "..."], str]:
-    """A parameter's part of the kernel.
+    into: Float[Tensor, "..."], factors1: Sequence[Factor], factors2: Sequence[Factor], outputs: Outputs, choose: Choose, n_rows: int
+) -> tuple[str, Shape | None]:
+    """Add a parameter's part to a kernel.
 
     Args:
+        into: The kernel.
         factors1: Uses on the first side.
-        factors2: Uses on the second side; the same object for a kernel of a batch with itself.
+        factors2: Uses on the second side; the same object for a kernel of a batch with itself, whose lower triangle alone is meant then.
         outputs: What is kept of the outputs.
-        choose: Decides between ``block`` and ``gram``.
+        choose: Decides between the orders.
         n_rows: Size of the parameter's first axis.
 
     Returns:
-        The kernel, and the name of the contraction used.
+        The name of the contraction used, and the sizes it had, if it had the outer-product form.
     """
-    a = merge(factors1)
-    b = a if factors2 is factors1 else merge(factors2)
-    shape = None if a is None or b is None else shape_of(one := [a], one if b is a else [b])
+    a, b = pair(factors1, factors2)
+    shape = shape_of(a, b)
     if shape is not None and not isinstance(a, Dense) and not isinstance(b, Dense):
         assert a is not None
         assert b is not None
@@ -173,26 +191,93 @@ def contract(
         if b is a:
             right2 = right1
         method = choose(shape, outputs)
-        return (block if method == "block" else gram)(a.left, right1, b.left, right2, outputs), method
+        if method == "output":
+            add_output(into, right1[:, 0], right2[:, 0], outputs, shape.o)
+        else:
+            {"block": block, "gram": gram, "mixed": mixed}[method](a.left, right1, b.left, right2, outputs, into)
+        return method, shape
     if isinstance(a, Dense) and isinstance(b, Dense):
-        return dense(_flat(a.gradient), _flat(b.gradient), outputs), "dense"
-    return _contract_by_rows(factors1, factors2, outputs, n_rows), "dense"
+        J = _flat(a.gradient)
+        dense(J, J if b is a else _flat(b.gradient), outputs, into)
+        return "dense", None
+    _contract_by_rows(into, factors1, factors2, outputs, n_rows)
+    return "dense", None
 
 
-def _contract_by_rows(factors1: Sequence[Factor], factors2: Sequence[Factor], outputs: Outputs, n_rows: int) -> Float[Tensor, "..."]:
+def pair(factors1: Sequence[Factor], factors2: Sequence[Factor]) -> tuple[Factor | None, Factor | None]:
+    """Both sides' uses as one factor each, without dead positions.
+
+    Args:
+        factors1: Uses on the first side.
+        factors2: Uses on the second side; the same object for a kernel of a batch with itself.
+
+    Returns:
+        Two factors, one object for one batch; None for a side whose uses are of several kinds.
+    """
+    a = merge(factors1)
+    a = a if a is None or isinstance(a, Dense) else living(a)
+    if factors2 is factors1:
+        return a, a
+    b = merge(factors2)
+    return a, b if b is None or isinstance(b, Dense) else living(b)
+
+
+def living(f: Outer | Lookup) -> Outer | Lookup:
+    """A factor without the positions at which every gradient is zero: with a read-out at the last token, most of the last block.
+
+    Args:
+        f: A factor.
+
+    Returns:
+        The factor itself if all its positions live; of a factor that is zero one position is left.
+    """
+    if f.left.shape[2] < 2 or not f.left.numel():
+        return f
+    # Positions that are zero for one sample and output are few, so that all of the gradients need not be read.
+    suspects = (f.left[0, 0] == 0).all(1).nonzero()[:, 0]
+    dead = suspects[(f.left[:, :, suspects] == 0).all(3).all(1).all(0)] if len(suspects) else suspects
+    if not len(dead):
+        return f
+    live = torch.ones(f.left.shape[2], dtype=torch.bool, device=f.left.device)
+    live[dead[1:] if len(dead) == len(live) else dead] = False
+    if isinstance(f, Lookup):
+        return Lookup(f.left[:, :, live], f.ids[:, live])
+    return replace(f, left=f.left[:, :, live], right=f.right[:, live])
+
+
+def add_output(into: Float[Tensor, "..."], right1: Float[Tensor, "n k"], right2: Float[Tensor, "m k"], outputs: Outputs, o: int) -> None:
+    """Add the part of a layer whose output is the model's: its gradients are unit vectors, so equal outputs alone meet.
+
+    Args:
+        into: The kernel.
+        right1: The layer's inputs, first side.
+        right2: The layer's inputs, second side.
+        outputs: What is kept of the outputs.
+        o: Outputs.
+    """
+    right1, right2 = widen(right1), widen(right2)
+    A = right1 @ right2.T
+    if outputs == "full":
+        into.diagonal(dim1=1, dim2=3).add_(A[..., None])
+    elif outputs == "trace":
+        into.add_(A, alpha=o)
+    else:
+        into.add_(A[..., None])
+
+
+def _contract_by_rows(
+    into: Float[Tensor, "..."], factors1: Sequence[Factor], factors2: Sequence[Factor], outputs: Outputs, n_rows: int
+) -> None:
     """Form the gradient a few rows at a time: uses of different kinds (tied embeddings) meet only there."""
     one = factors1[0].rows(slice(0, 1))
     n1, o = one.shape[:2]
     n2 = factors2[0].rows(slice(0, 1)).shape[0]
     row_bytes = (n1 + n2) * o * max(1, one[0, 0].numel()) * one.element_size()
     step = max(1, CHUNK_BYTES // row_bytes)
-    kernel = widen(one).new_zeros(kernel_shape(n1, n2, o, outputs))
     for i in range(0, n_rows, step):
         part = slice(i, min(i + step, n_rows))
         J1 = _total(factors1, part)
-        J2 = J1 if factors2 is factors1 else _total(factors2, part)
-        kernel += dense(J1, J2, outputs)
-    return kernel
+        dense(J1, J1 if factors2 is factors1 else _total(factors2, part), outputs, into)
 
 
 def _total(factors: Sequence[Factor], part: slice) -> Float[Tensor, "n o p"]:

@@ -7,15 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from mechfeat.errors import ShapeError
-from mechfeat.kernels import Outputs, dense, kernel_shape
+from mechfeat.kernels import Outputs, kernel_shape
 from mechfeat.ntk import planner, proof
+from mechfeat.ntk.bottleneck import ROWS, Head, find
 from mechfeat.ntk.capture import Capture
 from mechfeat.ntk.checks import check_output
-from mechfeat.ntk.factors import Choose, Factor, Shape, contract, shape_of
+from mechfeat.ntk.factors import Choose, Factor, Shape, pair, shape_of
 from mechfeat.ntk.fallback import jacobian
 from mechfeat.ntk.fingerprint import fingerprint
 from mechfeat.ntk.planner import Plan, PlanRow
 from mechfeat.ntk.result import Coverage
+from mechfeat.ntk.total import Total
+
+_PATHS = {"exact": "exact", "unused": "unused"}
 
 
 @dataclass
@@ -29,9 +33,11 @@ class State:
     unfit: dict[str, str]
     plan: Plan
     coverage: list[Coverage]
-    layers: dict[str, Tensor] = field(default_factory=dict)
-    parts: dict[str, Tensor] = field(default_factory=dict)
-    methods: dict[str, str] = field(default_factory=dict)
+    layers: dict[str, Tensor]
+    parts: dict[str, Tensor]
+    methods: dict[str, str]
+    folded: dict[str, str]
+    basis: Tensor | None  # of the outputs, where they went through a bottleneck
 
 
 @dataclass
@@ -46,6 +52,7 @@ class Job:
     layerwise: bool
     seed: int
     forced: dict[str, str] = field(default_factory=dict)  # parameter → contraction, to repeat one on fewer samples
+    read: str = ""  # what the model's outputs were made into, for the memory of proofs
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
@@ -59,69 +66,109 @@ class Job:
         """Capture, contract, sum. ``banned`` parameters take the exact path."""
         captures, ys = self._forward(banned)
         n1, n2, o = len(ys[0]), len(ys[-1]), ys[0].shape[1]
-        dtype = torch.float32 if ys[0].dtype in (torch.float16, torch.bfloat16) else ys[0].dtype
-        kernel = torch.zeros(kernel_shape(n1, n2, o, self.outputs), dtype=dtype, device=ys[0].device)
-        options = (self.outputs, self.method, tuple(sorted(self.forced)))
+        same = len(ys) == 1
+        options = (self.outputs, self.read, self.method, self.layerwise, tuple(sorted(self.forced.items())))
         key = fingerprint(self.module, self.xs, captures, options)
-        state = State(kernel, o, key, tuple(y.detach() for y in ys), dict(captures[0].unfit), self._table([], o), [])
+        total = Total(ys[0], (n1, n2), o, self.outputs, same=same, samples=self.samples, layerwise=self.layerwise)
+        unfit, kept = dict(captures[0].unfit), tuple(y.detach() for y in ys)
         rows: dict[str, PlanRow] = {}
+        methods: dict[str, str] = {}
 
         stored: dict[str, list[Factor]] = {}
-        if len(ys) == 2:
-            captures[1].backward(ys[1], stored.__setitem__)
+        head = self._bottleneck(captures)
 
         def sink(name: str, factors: list[Factor]) -> None:
-            other = factors if len(ys) == 1 else stored.pop(name, None)
+            other = factors if same else stored.pop(name, None)
             if other is None:  # the second batch does not reach this parameter
                 return
-            part, how = contract(
-                factors, other, self.outputs, self._chooser(name), len(self.parameters[name]) if self.parameters[name].ndim else 1
-            )
-            rows[name] = self._row(name, "+".join(captures[0].used[name]), shape_of(factors, other), how, n1, n2, o)
-            self._add(state, name, part, how)
+            p = self.parameters[name]
+            how, shape = total.add(name, factors, other, self._chooser(name), len(p) if p.ndim else 1)
+            methods[name] = how
+            row = self._row(name, "+".join(captures[0].used[name]), shape, how, n1, n2, sent)
+            rows[name] = replace(row, macs=row.macs + rows[name].macs, bytes=max(row.bytes, rows[name].bytes)) if name in rows else row
 
-        captures[0].backward(ys[0], sink)
+        if head is not None:
+            for name, own in head.factors(captures[0].fold).items():
+                total.add(name, own[0], own[-1], planner.choose, o)
+                rows[name] = self._head_row(name, head, captures[0])
+        for some in (None,) if head is None else head.basis.T.split(ROWS):
+            sent = o if some is None else len(some)
+            if not same:
+                captures[1].backward(ys[1], stored.__setitem__, some, () if head is None else head.names)
+            captures[0].backward(ys[0], sink, some, () if head is None else head.names)
+            stored.clear()
+        if head is not None and captures[0].fold:
+            captures[0].folded |= dict.fromkeys(head.names[1:], head.names[0])
         ys = ()  # frees the graph before the exact path needs memory
-        if state.unfit:
-            J1 = jacobian(self.module, self.xs[0], list(state.unfit), o)
-            J2 = J1 if len(self.xs) == 1 else jacobian(self.module, self.xs[1], list(state.unfit), o)
-            for name, reason in state.unfit.items():
-                self._add(state, name, dense(J1[name], J2[name], self.outputs), "exact")
+        for bias, weight in captures[0].folded.items():
+            if weight in rows:
+                rows[bias] = self._row(bias, "+".join(captures[0].used[bias]), None, "folded", n1, n2, o)
+        if unfit:
+            J1 = jacobian(self.module, self.xs[0], list(unfit), o)
+            J2 = J1 if same else jacobian(self.module, self.xs[1], list(unfit), o)
+            for name, reason in unfit.items():
+                total.add_dense(name, J1[name], J2[name])
+                methods[name] = "exact"
                 rows[name] = self._row(name, reason, None, "exact", n1, n2, o)
         for name in self.parameters:
             if name not in rows:
                 rows[name] = self._row(name, "not used, or not reaching the output", None, "unused", n1, n2, o)
-            r = rows[name]
-            path = {"exact": "exact", "unused": "unused"}.get(r.contraction, "rule")
-            state.coverage.append(Coverage(name, path, r.function))
-        state.plan = self._table([rows[name] for name in self.parameters], o)
-        state.layers = {name: state.layers[name] for name in self.parameters if name in state.layers}
-        if len(self.xs) == 1:
-            mirror(state.kernel, self.outputs)
-            for layer in state.layers.values():
-                mirror(layer, self.outputs)
-        return state
+        kernel = total.finish()
+        return State(
+            kernel,
+            o,
+            key,
+            kept,
+            unfit,
+            self._table([rows[name] for name in self.parameters], o),
+            [Coverage(name, _PATHS.get(rows[name].contraction, "rule"), rows[name].function) for name in self.parameters],
+            {name: total.layers[name] for name in self.parameters if name in total.layers},
+            total.parts,
+            methods,
+            {bias: weight for bias, weight in captures[0].folded.items() if rows[bias].contraction == "folded"},
+            None if head is None else head.basis,
+        )
 
     def plan(self, banned: dict[str, str]) -> Plan:
-        """What :meth:`run` would do, from one forward pass."""
+        """What :meth:`run` would do, from one forward pass, and one backward pass over activations that shows which positions live."""
         captures, ys = self._forward(banned)
         n1, n2, o = len(ys[0]), len(ys[-1]), ys[0].shape[1]
-        factors = [c.factors_of_zero(y) for c, y in zip(captures, ys)]
+        head = self._bottleneck(captures)
+        factors = [c.factors_of(y) for c, y in zip(captures, ys)]
         rows = []
         for name in self.parameters:
+            function = "+".join(captures[0].used.get(name, ()))
             if name in captures[0].unfit:
                 rows.append(self._row(name, captures[0].unfit[name], None, "exact", n1, n2, o))
+            elif head is not None and name in head.names:
+                first = name == head.names[0]
+                rows.append(self._head_row(name, head, captures[0]) if first else self._row(name, function, None, "folded", n1, n2, o))
+            elif all(captures[0].folded.get(name) in f for f in factors):
+                rows.append(self._row(name, function, None, "folded", n1, n2, o))
             elif any(name not in f for f in factors):
                 rows.append(self._row(name, "not used, or not reaching the output", None, "unused", n1, n2, o))
             else:
-                shape = shape_of(factors[0][name], factors[-1][name])  # one object for one batch
-                shape = None if shape is None else replace(shape, o=o)
-                how = "dense" if shape is None else self._chooser(name)(shape, self.outputs)
-                rows.append(self._row(name, "+".join(captures[0].used[name]), shape, how, n1, n2, o))
+                found = shape_of(*pair(factors[0][name], factors[-1][name]))  # one object for one batch
+                parts = []
+                for sent in (o,) if head is None else [len(some) for some in head.basis.T.split(ROWS)]:
+                    shape = None if found is None else replace(found, o=sent)
+                    how = "dense" if shape is None else self._chooser(name)(shape, self.outputs)
+                    parts.append(self._row(name, function, shape, how, n1, n2, sent))
+                rows.append(replace(parts[-1], macs=sum(p.macs for p in parts), bytes=max(p.bytes for p in parts)))
         return self._table(rows, o)
 
+    def _bottleneck(self, captures: tuple[Capture, ...]) -> Head | None:
+        return find(captures) if self.outputs == "trace" and self.method == "auto" and not self.forced else None
+
+    def _head_row(self, name: str, head: Head, capture: Capture) -> PlanRow:
+        n1, n2, o = len(head.inputs[0]), len(head.inputs[-1]), len(head.basis)
+        k = head.factors(capture.fold)[name][0][0].right.shape[2]
+        shape = Shape(n1, n2, o, 1, 1, o, k, same=len(self.xs) == 1, unit=True)
+        return self._row(name, "+".join(capture.used[name]), shape, "output", n1, n2, o)
+
     def _forward(self, banned: dict[str, str]) -> tuple[tuple[Capture, ...], tuple[Tensor, ...]]:
-        captures = tuple(Capture(self.module, len(x), banned) for x in self.xs)
+        # A part of its own is asked for each parameter, or a bias goes with its weight.
+        captures = tuple(Capture(self.module, len(x), banned, fold=not self.layerwise) for x in self.xs)
         ys = tuple(check_output(c.forward(x), len(x), f"x{i + 1}") for i, (c, x) in enumerate(zip(captures, self.xs)))
         if len({y.shape[1] for y in ys}) > 1:
             raise ShapeError(
@@ -133,59 +180,23 @@ class Job:
         unfit = {name: reason for c in captures for name, reason in c.unfit.items()}
         for c in captures:  # a parameter takes the same path on both sides
             c.unfit = dict(unfit)
+        if len({tuple(sorted(c.foldable().items())) for c in captures}) > 1:
+            for c in captures:
+                c.fold = False
         return captures, ys
-
-    def _add(self, state: State, name: str, part: Tensor, how: str) -> None:
-        state.kernel += part
-        state.methods[name] = how
-        state.parts[name] = on_samples(part, self.samples, self.outputs).clone(memory_format=torch.contiguous_format)
-        if len(self.xs) == 1:
-            mirror(state.parts[name], self.outputs)  # what is proved is what is handed out
-        if self.layerwise:
-            state.layers[name] = part
 
     def _chooser(self, name: str) -> Choose:
         forced = self.forced.get(name, self.method)
-        if forced in ("block", "gram"):
+        if forced in ("block", "gram", "mixed"):
             return lambda shape, outputs: forced  # type: ignore[return-value]
         return planner.choose
 
     def _row(self, name: str, function: str, shape: Shape | None, how: str, n1: int, n2: int, o: int) -> PlanRow:
         p = self.parameters[name]
-        return planner.row(name, function, shape, p.numel(), (n1, n2), o, self.outputs, how, p.element_size())
+        return planner.row(name, function, shape, p.numel(), (n1, n2), o, self.outputs, how, p.element_size(), len(self.xs) == 1)
 
     def _table(self, rows: Sequence[PlanRow], o: int) -> Plan:
         one = next(iter(self.parameters.values()))
         shape = kernel_shape(len(self.xs[0]), len(self.xs[-1]), o, self.outputs)
         rate = planner.machine_rate(one.device.type, one.dtype, torch.get_num_threads())
         return Plan(tuple(rows), shape, torch.Size(shape).numel() * max(4, one.element_size()), self.outputs, rate)
-
-
-def on_samples(part: Tensor, samples: list[list[int]], outputs: Outputs) -> Tensor:
-    """The entries of a kernel between some samples.
-
-    Args:
-        part: A kernel.
-        samples: Their indices on each side.
-        outputs: What the kernel keeps of the outputs.
-
-    Returns:
-        A smaller kernel of the same layout.
-    """
-    a, b = (torch.tensor(s, device=part.device) for s in samples)
-    return part[a][:, :, b] if outputs == "full" else part[a][:, b]
-
-
-def mirror(kernel: Tensor, outputs: Outputs) -> None:
-    """Copy the lower triangle to the upper: two orders of one sum differ in their last bits, and a kernel equals its transpose."""
-    if outputs == "full":
-        size = kernel.shape[0] * kernel.shape[1]
-        stack = [kernel.view(size, size)]
-    else:
-        stack = [kernel] if outputs == "trace" else list(kernel.unbind(-1))
-    tile = 512
-    for M in stack:
-        for i in range(0, len(M), tile):
-            d = M[i : i + tile, i : i + tile]
-            d.copy_(d.tril() + d.tril(-1).T)
-            M[:i, i : i + tile].copy_(M[i : i + tile, :i].T)

@@ -1,22 +1,22 @@
 """What a kernel will cost, and which contraction each parameter gets.
 
-Counts are multiply-adds of what runs. The block order forms each sample's weight gradient; the gram order multiplies the Gram
-matrices of both factors. Neither is best everywhere: with one position the gram order always wins, with many positions and
-a small weight the block order does.
+Counts are multiply-adds of what runs. The block order forms each sample's weight gradient, the gram order multiplies the Gram
+matrices of both factors, the mixed order carries gradients through the Gram of the inputs. None is best everywhere: with one position
+the gram order always wins, with many positions and a small weight the block order does, the mixed order between.
 """
 
 import time
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import torch
 
 from mechfeat.features import storable
 from mechfeat.features.storage import Stored
 from mechfeat.kernels import Outputs
-from mechfeat.kernels.contract import CHUNK_BYTES
-from mechfeat.ntk.factors import Shape
+from mechfeat.kernels.contract import CHUNK_BYTES, block_steps, gram_tiles, mixed_columns
+from mechfeat.kernels.symmetric import area
+from mechfeat.ntk.factors import Contraction, Shape
 
 
 def block_macs(s: Shape, outputs: Outputs) -> int:
@@ -27,10 +27,27 @@ def block_macs(s: Shape, outputs: Outputs) -> int:
         outputs: What is kept of the outputs.
 
     Returns:
-        The count.
+        The count; with one position the gradients are formed by products that no sum follows, which are counted too.
     """
     sides = s.n1 * s.t if s.same else s.n1 * s.t + s.n2 * s.s
-    return sides * s.o * s.k * s.c + s.n1 * s.n2 * _pairs(s.o, outputs) * s.k * s.c
+    return sides * s.o * s.k * s.c + dense_macs((s.n1, s.n2), s.o, s.k * s.c, outputs, s.same)
+
+
+def dense_macs(sides: tuple[int, int], o: int, size: int, outputs: Outputs, same: bool) -> int:
+    """Multiply-adds of gradients that are there.
+
+    Args:
+        sides: Samples of the two sides.
+        o: Outputs.
+        size: Entries of the parameter.
+        outputs: What is kept of the outputs.
+        same: Both sides are one batch.
+
+    Returns:
+        The count.
+    """
+    n, m = sides
+    return area(n * o, m * o, same) * size if outputs == "full" else area(n, m, same) * o * size
 
 
 def gram_macs(s: Shape, outputs: Outputs) -> int:
@@ -41,26 +58,51 @@ def gram_macs(s: Shape, outputs: Outputs) -> int:
         outputs: What is kept of the outputs.
 
     Returns:
-        The count; comparing token ids counts one an entry.
+        The count. Comparing token ids counts one an entry; weighting one Gram by the other is counted as one product more.
     """
-    return s.n1 * s.n2 * s.t * s.s * ((1 if s.one_hot else s.k) + _pairs(s.o, outputs) * (s.c + 1))
+    pairs = s.o * s.o if outputs == "full" else s.o
+    extra = s.o * s.o if outputs == "full" else s.o if outputs == "diagonal" else 1
+    met = sum((a.stop - a.start) * (b.stop - b.start) for a, b in gram_tiles(s.n1, s.n2, s.o, s.t, s.s, outputs, s.itemsize, s.same))
+    return met * s.t * s.s * ((1 if s.one_hot else s.k) + pairs * s.c + extra)
 
 
-def _pairs(o: int, outputs: Outputs) -> int:
-    return o * o if outputs == "full" else o
-
-
-def choose(s: Shape, outputs: Outputs) -> Literal["block", "gram"]:
-    """The cheaper order for one parameter.
+def mixed_macs(s: Shape, outputs: Outputs) -> int:
+    """Multiply-adds of the mixed order.
 
     Args:
         s: Sizes.
         outputs: What is kept of the outputs.
 
     Returns:
-        ``block`` or ``gram``.
+        The count.
     """
-    return "block" if block_macs(s, outputs) < gram_macs(s, outputs) else "gram"
+    met = sum((a.stop - a.start) * (s.n1 - first) for a, first in mixed_columns(s.n1, s.n2, s.o, s.t, s.c, s.itemsize, s.same))
+    pairs = s.o * s.o if outputs == "full" else s.o
+    return met * (s.t * s.s * ((1 if s.one_hot else s.k) + s.o * s.c) + pairs * s.t * s.c)
+
+
+MACS = {"block": block_macs, "gram": gram_macs, "mixed": mixed_macs}
+
+
+def choose(s: Shape, outputs: Outputs) -> Contraction:
+    """The cheapest order for one parameter.
+
+    Args:
+        s: Sizes.
+        outputs: What is kept of the outputs.
+
+    Returns:
+        ``block``, ``gram`` or ``mixed``; ``output`` for the last layer.
+    """
+    if s.unit and s.t == s.s == 1:
+        return "output"
+    costs: dict[Contraction, float] = {
+        "gram": gram_macs(s, outputs),
+        "block": block_macs(s, outputs),
+        # What is carried is written to memory and read back, which costs as much as some products.
+        "mixed": mixed_macs(s, outputs) * 1.3,
+    }
+    return min(costs, key=lambda how: costs[how])
 
 
 def workspace_bytes(s: Shape, outputs: Outputs, method: str, itemsize: int) -> int:
@@ -69,19 +111,24 @@ def workspace_bytes(s: Shape, outputs: Outputs, method: str, itemsize: int) -> i
     Args:
         s: Sizes.
         outputs: What is kept of the outputs.
-        method: ``block`` or ``gram``.
+        method: ``block``, ``gram``, ``mixed`` or ``output``.
         itemsize: Bytes a number.
 
     Returns:
         Bytes.
     """
+    n = s.n1 if s.same else s.n1 + s.n2
     if method == "block":
-        channel = (s.n1 + s.n2) * s.o * s.k * itemsize
-        return min(max(channel, CHUNK_BYTES), channel * s.c)
-    if s.t == s.s == 1:
+        step, step_o = block_steps(n, s.o, s.c, s.k, outputs, itemsize)
+        return n * step_o * step * s.k * itemsize
+    if method == "mixed":
+        columns = mixed_columns(s.n1, s.n2, s.o, s.t, s.c, itemsize, s.same)
+        return max((a.stop - a.start for a, _ in columns), default=0) * s.n1 * s.o * s.t * max(s.c, s.s) * itemsize
+    if method == "output":
         return s.n1 * s.n2 * itemsize
-    sample = s.t * s.n2 * s.s * itemsize * (1 + (s.o**2 if outputs == "full" else 1))
-    return min(max(sample, CHUNK_BYTES), sample * s.n1)
+    pair = s.t * s.s * itemsize * (1 + (s.o**2 if outputs == "full" else 1))
+    tiles = gram_tiles(s.n1, s.n2, s.o, s.t, s.s, outputs, itemsize, s.same)
+    return max(((a.stop - a.start) * (b.stop - b.start) for a, b in tiles), default=0) * pair
 
 
 @storable
@@ -92,7 +139,8 @@ class PlanRow:
     Attributes:
         parameter: Its name.
         function: The torch functions that receive it, or why it goes to the exact path.
-        contraction: ``block``, ``gram``, ``dense`` (a vector, or uses of different kinds), ``exact`` or ``unused``.
+        contraction: ``block``, ``gram``, ``mixed``, ``output`` (the last layer), ``folded`` (a bias, in the contraction of its weight),
+            ``dense`` (a vector, or uses of different kinds), ``exact`` or ``unused``.
         positions: Positions a sample, all uses together.
         macs: Multiply-adds of the contraction.
         bytes: Largest temporary beside the kernel.
@@ -187,6 +235,7 @@ def row(
     outputs: Outputs,
     method: str,
     itemsize: int,
+    same: bool,
 ) -> PlanRow:
     """A line of the plan.
 
@@ -200,16 +249,26 @@ def row(
         outputs: What is kept of them.
         method: The contraction.
         itemsize: Bytes a number.
+        same: Both sides are one batch.
 
     Returns:
         The line.
     """
     n1, n2 = sides
-    if method == "unused":
+    if method in ("unused", "folded"):
         return PlanRow(parameter, function, method, 0, 0, 0)
-    if shape is not None and method in ("block", "gram"):
-        macs = block_macs(shape, outputs) if method == "block" else gram_macs(shape, outputs)
-        return PlanRow(parameter, function, method, shape.t, macs, workspace_bytes(shape, outputs, method, itemsize))
-    macs = n1 * n2 * _pairs(o, outputs) * size
-    held = (n1 + n2) * o * size * itemsize
-    return PlanRow(parameter, function, method, 1, macs, held if method == "exact" else min(held, max(CHUNK_BYTES, held // max(size, 1))))
+    if shape is not None and method in MACS:
+        return PlanRow(
+            parameter, function, method, shape.t, MACS[method](shape, outputs), workspace_bytes(shape, outputs, method, itemsize)
+        )
+    if shape is not None and method == "output":
+        return PlanRow(parameter, function, method, 1, n1 * n2 * shape.k, workspace_bytes(shape, outputs, method, itemsize))
+    held = (n1 if same else n1 + n2) * o * size * itemsize
+    return PlanRow(
+        parameter,
+        function,
+        method,
+        1,
+        dense_macs(sides, o, size, outputs, same),
+        held if method == "exact" else min(held, max(CHUNK_BYTES, held // max(size, 1))),
+    )

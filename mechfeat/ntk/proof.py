@@ -170,7 +170,9 @@ def forms(kernel: Float[Tensor, "n o m p"], side1: Side, side2: Side) -> float:
     return float(v1 @ kernel.double().reshape(len(v1), len(v2)) @ v2)
 
 
-def gaps(parts: Mapping[str, Float[Tensor, "n o m p"]], side1: Side, side2: Side, dtype: torch.dtype) -> tuple[dict[str, float], list[str]]:
+def gaps(
+    parts: Mapping[str, Float[Tensor, "n o m p"]], side1: Side, side2: Side, dtype: torch.dtype, folded: Mapping[str, str]
+) -> tuple[dict[str, float], list[str]]:
     """Check each parameter's part.
 
     Args:
@@ -178,6 +180,7 @@ def gaps(parts: Mapping[str, Float[Tensor, "n o m p"]], side1: Side, side2: Side
         side1: First batch.
         side2: Second batch.
         dtype: Dtype of the model, which sets the tolerance.
+        folded: Bias → weight, where one part is that of both; they hold or fail together.
 
     Returns:
         Relative gap of each parameter, and the names of those beyond rounding.
@@ -187,14 +190,17 @@ def gaps(parts: Mapping[str, Float[Tensor, "n o m p"]], side1: Side, side2: Side
     relative, absolute = tolerances(dtype)
     found: dict[str, float] = {}
     failed: list[str] = []
+    groups: dict[str, list[str]] = {}
     for name in dict.fromkeys([*parts, *own]):
-        want = float((side1.gradients[name].double() * side2.gradients[name].double()).sum()) if name in own else 0.0
-        have = forms(parts[name], side1, side2) if name in parts else 0.0
-        scale = own.get(name, 0.0)
+        groups.setdefault(folded.get(name, name), []).append(name)
+    for names in groups.values():
+        want = sum(_dot(side1.gradients[n], side2.gradients[n]) for n in names if n in own)
+        have = sum(forms(parts[n], side1, side2) for n in names if n in parts)
+        scale = sum(own.get(n, 0.0) for n in names)
         gap = abs(have - want)
-        found[name] = gap / scale if scale else (0.0 if gap <= absolute * total else float("inf"))
+        found |= dict.fromkeys(names, gap / scale if scale else (0.0 if gap <= absolute * total else float("inf")))
         if not gap <= relative * scale + absolute * total:  # NaN fails
-            failed.append(name)
+            failed += names
     return found, failed
 
 
@@ -209,9 +215,15 @@ def products(side1: Side, side2: Side) -> tuple[float, float]:
         ``⟨∇⟨v₁, f⟩, ∇⟨v₂, f⟩⟩`` over all parameters, and the product of norms that its rounding is measured by.
     """
     both = [n for n in side1.gradients if n in side2.gradients]
-    value = sum((float((side1.gradients[n].double() * side2.gradients[n].double()).sum()) for n in both), 0.0)
+    value = sum((_dot(side1.gradients[n], side2.gradients[n]) for n in both), 0.0)
     return value, sum((_size(side1.gradients[n]) * _size(side2.gradients[n]) for n in both), 0.0)
 
 
 def _size(g: Tensor) -> float:
-    return float(g.double().norm())
+    return _dot(g, g) ** 0.5
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    # In float64, without copies of whole gradients.
+    parts = zip(a.reshape(-1).split(1 << 16), b.reshape(-1).split(1 << 16))
+    return sum((float(torch.dot(p.double(), q.double())) for p, q in parts), 0.0)

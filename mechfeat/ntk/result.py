@@ -39,8 +39,9 @@ class NTKResult(Stored):
     """An empirical neural tangent kernel.
 
     Attributes:
-        kernel: ``[n1 o1 n2 o2]`` for full, ``[n1 n2]`` for trace (a **sum** over outputs), ``[n1 n2 o]`` for diagonal.
-        outputs: Which of the three.
+        kernel: ``[n1 o1 n2 o2]`` for full, ``[n1 n2]`` for trace (a **sum** over outputs), ``[n1 n2 o]`` for diagonal; ``[n1 n2]`` for
+            the summed outputs, a class, or a function with one value a sample.
+        outputs: Which of them.
         layers: Parameter name → its part of the kernel, where asked for; the parts sum to the kernel.
         plan: What was done, parameter by parameter.
         coverage: How each parameter was accounted for.

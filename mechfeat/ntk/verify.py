@@ -9,7 +9,9 @@ from torch import Tensor
 from mechfeat.errors import MechfeatError, ProofError
 from mechfeat.kernels import Outputs
 from mechfeat.ntk import proof
+from mechfeat.ntk.bottleneck import ROWS
 from mechfeat.ntk.job import Job, State
+from mechfeat.ntk.readout import reading
 
 
 def proved(job: Job, state: State, strict: bool) -> tuple[State, dict[str, float], dict[str, float]]:
@@ -48,18 +50,20 @@ def _check_parts(job: Job, state: State) -> tuple[dict[str, float], list[str]]:
     sides = [_side(job, i, state.ys[i], job.samples[i], generator) for i in range(len(job.xs))]
     for x, y in zip(job.xs, state.ys):
         proof.alone(job.module, x, y)
+    if state.basis is not None:
+        return _check_rows(job, state, state.basis)
     if job.outputs == "full":
-        return proof.gaps(state.parts, sides[0], sides[-1], state.ys[0].dtype)
+        return proof.gaps(state.parts, sides[0], sides[-1], state.ys[0].dtype, state.folded)
     # A reduced kernel has no quadratic form, so a small full one is proved with the contractions that were used, and reduced.
     few = tuple(x[s] for x, s in zip(job.xs, job.samples))
-    small = Job(job.module, job.parameters, few, "full", "auto", False, job.seed, dict(state.methods))
+    small = Job(job.module, job.parameters, few, "full", "auto", job.layerwise, job.seed, dict(state.methods))
     try:
         full = small.run(dict(state.unfit))
     except MechfeatError:
         raise
     except Exception:  # the model fixes its batch size
         full = replace(small, xs=job.xs).run(dict(state.unfit))
-    found, failed = proof.gaps(full.parts, sides[0], sides[-1], state.ys[0].dtype)
+    found, failed = proof.gaps(full.parts, sides[0], sides[-1], state.ys[0].dtype, full.folded)
     relative, absolute = proof.tolerances(state.ys[0].dtype)
     total = sum(float(_reduced(p, job.outputs).abs().max()) for p in full.parts.values())
     for name in dict.fromkeys([*full.parts, *state.parts]):
@@ -67,9 +71,26 @@ def _check_parts(job: Job, state: State) -> tuple[dict[str, float], list[str]]:
         have = state.parts.get(name, torch.zeros(()))
         gap, scale = float((have - want).abs().max()), float(want.abs().max())
         if not gap <= relative * scale + 10 * absolute * total and name not in failed:
-            found[name] = gap / scale if scale else float("inf")
-            failed.append(name)
+            for n in (name, *(b for b, w in state.folded.items() if w == name)):
+                found[n] = gap / scale if scale else float("inf")
+                failed.append(n)
     return found, failed
+
+
+def _check_rows(job: Job, state: State, basis: Tensor) -> tuple[dict[str, float], list[str]]:
+    """Prove the kernel of the first rows that went through the bottleneck, whose trace is summed as that of all."""
+    some = basis[:, :ROWS]
+    few = tuple(x[s] for x, s in zip(job.xs, job.samples))
+    with reading(job.module, lambda y: y @ some):
+        small = Job(job.module, job.parameters, few, "trace", "auto", job.layerwise, job.seed)
+        try:
+            part = small.run(dict(state.unfit))
+        except MechfeatError:
+            raise
+        except Exception:  # the model fixes its batch size
+            small = replace(small, xs=job.xs)
+            part = small.run(dict(state.unfit))
+        return _check_parts(small, part)
 
 
 def _side(job: Job, i: int, y: Tensor, samples: list[int], generator: torch.Generator) -> proof.Side:

@@ -49,12 +49,12 @@ def test_rows_and_table(tmp_path):
     write_rows(rows, tmp_path / "deep" / "rows.jsonl")
     write_rows(rows, tmp_path / "deep" / "rows.jsonl")
     back = [json.loads(line) for line in (tmp_path / "deep" / "rows.jsonl").read_text().splitlines()]
-    assert len(back) == 6
+    assert len(back) == 2 * len(METHODS)
     assert back[0]["shape"] == [8, 4, 8, 4]
     assert back[0]["runs"] == 2
     text = table(rows)
     assert text.splitlines()[1].split()[:2] == ["method", "median"]
-    assert len(text.splitlines()) == 5
+    assert len(text.splitlines()) == 2 + len(METHODS)
 
 
 def test_peak_memory_counts_what_a_method_allocates(monkeypatch):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechfeat.kernels import block, contract, dense, gram, kernel_shape
+from mechfeat.kernels import block, contract, dense, gram, kernel_shape, mixed
 
 OUTPUTS = ("full", "trace", "diagonal")
 
@@ -64,7 +64,7 @@ def families(draw, low=1):
 @given(families(), st.sampled_from(OUTPUTS))
 def test_matches_the_loops(family, outputs):
     want = literal(*family, outputs)
-    for contraction in (block, gram):
+    for contraction in (block, gram, mixed):
         assert_same(contraction(*family, outputs), want)
 
 
@@ -72,18 +72,19 @@ def test_matches_the_loops(family, outputs):
 def test_one_batch_with_itself(family, outputs):
     left, right = family[:2]
     want = literal(left, right, left, right, outputs)
-    for contraction in (block, gram):
+    for contraction in (block, gram, mixed):
         assert_same(contraction(left, right, left, right, outputs), want)
 
 
 @given(families(), st.sampled_from(OUTPUTS), st.sampled_from([1, 100, 1000, 3000]))
 def test_chunks_change_nothing(family, outputs, size):
-    whole = [contraction(*family, outputs) for contraction in (block, gram)]
+    whole = [contraction(*family, outputs) for contraction in (block, gram, mixed)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contract, "CHUNK_BYTES", size)
+        patch.setattr(contract, "TILE_BYTES", size)
         torch.use_deterministic_algorithms(True)  # fresh memory is NaN, rather than a freed result that happens to be right
         try:
-            for contraction, want in zip((block, gram), whole):
+            for contraction, want in zip((block, gram, mixed), whole):
                 assert_same(contraction(*family, outputs), want)
         finally:
             torch.use_deterministic_algorithms(False)
@@ -92,14 +93,14 @@ def test_chunks_change_nothing(family, outputs, size):
 @given(families(), st.sampled_from(OUTPUTS))
 def test_order_of_positions_does_not_matter(family, outputs):
     left1, right1, left2, right2 = family
-    for contraction in (block, gram):
+    for contraction in (block, gram, mixed):
         turned = contraction(left1.flip(2), right1.flip(1), left2, right2, outputs)
         assert_same(turned, contraction(*family, outputs))
 
 
 @given(families())
 def test_reductions_of_full(family):
-    for contraction in (block, gram):
+    for contraction in (block, gram, mixed):
         diagonal = contraction(*family, "full").diagonal(dim1=1, dim2=3)
         assert_same(contraction(*family, "diagonal"), diagonal)
         assert_same(contraction(*family, "trace"), diagonal.sum(-1))
@@ -108,7 +109,7 @@ def test_reductions_of_full(family):
 @given(families())
 def test_positive_semidefinite(family):
     left, right = family[:2]
-    for contraction in (block, gram):
+    for contraction in (block, gram, mixed):
         K = contraction(left, right, left, right, "full").flatten(0, 1).flatten(1)
         assert torch.linalg.eigvalsh((K + K.T) / 2).min() >= -1e-12 * K.abs().max()
 
@@ -124,7 +125,7 @@ def test_empty_axes(outputs, zero, tokens):
         (torch.zeros(n, t, dtype=torch.long), torch.zeros(m, s, dtype=torch.long)) if tokens else (torch.ones(n, t, k), torch.ones(m, s, k))
     )
     left1, left2 = torch.ones(n, o, t, c), torch.ones(m, o, s, c)
-    for contraction in (block, gram):
+    for contraction in (block, gram, mixed):
         found = contraction(left1, right1, left2, right2, outputs)
         assert found.shape == kernel_shape(n, m, o, outputs)
         assert torch.equal(found, literal(left1, right1, left2, right2, outputs).to(found))
@@ -137,7 +138,7 @@ def test_half_precision_accumulates_in_float32(dtype, t, outputs):
     left, right = torch.full((2, 2, t, 4), 100.0).to(dtype), torch.full((2, t, 5), 100.0).to(dtype)
     assert (right[0, 0].float() @ right[0, 0].float()) ** 2 > torch.finfo(torch.float16).max
     want = 4 * 5 * t**2 * 1e8 * (2 if outputs == "trace" else 1)
-    for contraction in (block, gram):
+    for contraction in (block, gram, mixed):
         found = contraction(left, right, left, right, outputs)
         assert found.dtype == torch.float32
         # 100 is a number of both formats, and integers below 2^24 times a power of two are exact: only sums round.
@@ -147,7 +148,7 @@ def test_half_precision_accumulates_in_float32(dtype, t, outputs):
     assert torch.isfinite(dense(J, J, outputs)).all()
 
 
-@pytest.mark.parametrize("contraction", [block, gram])
+@pytest.mark.parametrize("contraction", [block, gram, mixed])
 def test_half_precision_tokens(contraction):
     left, ids = torch.full((2, 1, 3, 4), 200.0).half(), torch.zeros(2, 3, dtype=torch.long)
     assert torch.equal(contraction(left, ids, left, ids, "trace"), torch.full((2, 2), 9 * 4 * 4e4, dtype=torch.float32))
@@ -161,7 +162,7 @@ def test_dense(outputs):
     assert_same(dense(J1, J2, outputs), literal(J1[:, :, None], one1, J2[:, :, None], one2, outputs))
 
 
-@pytest.mark.parametrize("contraction", [block, gram])
+@pytest.mark.parametrize("contraction", [block, gram, mixed])
 def test_inputs_are_left_alone(contraction):
     torch.manual_seed(0)
     left, right = torch.randn(3, 2, 1, 4), torch.randn(3, 1, 5)

@@ -34,7 +34,7 @@ def test_matches_the_definition(name):
     for other in (None, x2):
         literal = oracle.empirical_ntk(net, x1, other)
         for outputs in OUTPUTS:
-            for method in ("auto", "block", "gram", "jacobian"):
+            for method in ("auto", "block", "gram", "mixed", "jacobian"):
                 if method == "jacobian" and outputs != "full":
                     continue  # the reduction of a dense kernel is that of the bias, seen by the others
                 result = empirical_ntk(
@@ -74,7 +74,7 @@ def test_matches_torch_func(name):
     assert_exact(empirical_ntk(net, x).kernel, want)
 
 
-@pytest.mark.parametrize("method", ["auto", "block", "gram"])
+@pytest.mark.parametrize("method", ["auto", "block", "gram", "mixed"])
 @pytest.mark.parametrize("make", [lambda: mlp([20, 32, 32, 4]), lambda: DigitsCNN((4, 8), 16, 4)])
 def test_float32(make, method):
     # Sums of a few hundred products in float32 (unit roundoff 6e-8) leave some 1e-7 of the largest entry; 5e-6 has room for the

@@ -1,11 +1,17 @@
-"""The plan says what the result then reports, and computes no gradient."""
+"""The plan says what the result then reports, and what runs, without computing a kernel."""
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from mechfeat.kernels import contract, new_kernel
+from mechfeat.kernels.tiles import Single, add_singles
 from mechfeat.models import mlp
-from mechfeat.ntk import empirical_ntk, plan
+from mechfeat.ntk import empirical_ntk, plan, planner
+from mechfeat.ntk.factors import Shape
 from mechfeat.ntk.planner import Plan
 from tests.ntk.test_exact import OUTPUTS
 from tests.ntk.zoo import ZOO, Net
@@ -32,75 +38,126 @@ def test_a_call_whose_output_is_not_used():
 
     net, x = Net(f, a=nn.Linear(5, 3), b=nn.Linear(5, 3)), torch.randn(4, 5)
     assert plan(net, x).rows == empirical_ntk(net, x).plan.rows
-    assert [r.contraction for r in plan(net, x).rows] == ["gram", "dense", "unused", "unused"]
+    assert [r.contraction for r in plan(net, x).rows] == ["output", "folded", "unused", "unused"]
 
 
-def test_counts():
-    # Two layers, 4 → 3 → 2, five positions, seven samples; o = 2.
-    n, t, o, c, k = 7, 5, 2, 3, 4
-    net = Net(lambda s, x: s.b(torch.tanh(s.a(x)).mean(1)), a=nn.Linear(k, c), b=nn.Linear(c, o))
-    x = torch.randn(n, t, k)
-    for outputs, pairs in (("full", o * o), ("trace", o), ("diagonal", o)):
-        block = {r.parameter: r for r in plan(net, x, outputs=outputs, method="block").rows}
-        gram = {r.parameter: r for r in plan(net, x, outputs=outputs, method="gram").rows}
-        forming, products = 0, 0
-        for _ in range(n):  # each sample, output and position adds one outer product
-            forming += o * t * c * k
-            for _ in range(n):
-                products += pairs * c * k
-        assert block["a.weight"].macs == forming + products
-        grams = 0
-        for _ in range(
-            n * n * t * t
-        ):  # each pair of rows: one inner product of inputs; of gradients and its product with it, a pair of outputs
-            grams += k + pairs * (c + 1)
-        assert gram["a.weight"].macs == grams
-        assert gram["b.weight"].macs == n * n * (c + pairs * (o + 1))
-        assert block["a.bias"].macs == n * n * pairs * c
-        assert block["a.weight"].positions == t
-        assert block["b.weight"].positions == 1
+class Products(TorchDispatchMode):
+    """Counts the multiplications that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in ("mm", "bmm", "addmm", "addmm_", "baddbmm", "baddbmm_"):
+            rows, columns = args[1:3] if "add" in name else args[:2]
+            self.count += rows.numel() * columns.shape[-1]
+        elif name in ("mul", "mul_", "addcmul_", "eq"):
+            self.count += out.numel()
+        return out
+
+
+@given(
+    st.tuples(*[st.integers(1, 5)] * 2, *[st.integers(1, 3)] * 3, *[st.integers(1, 5)] * 2),
+    st.sampled_from(OUTPUTS),
+    st.booleans(),
+    st.sampled_from([500, 1 << 20]),
+)
+def test_counts_are_those_of_what_runs(sizes, outputs, same, room):
+    n, m, o, t, s, c, k = sizes
+    left1, right1, left2, right2 = torch.randn(n * 9, o, t, c), torch.randn(n * 9, t, k), torch.randn(m, o, s, c), torch.randn(m, s, k)
+    if same:
+        left2, right2 = left1, right1
+    shape = Shape(len(left1), len(left2), o, t, left2.shape[2], c, k, same=same, itemsize=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contract, "CHUNK_BYTES", room)
+        patch.setattr(contract, "TILE_BYTES", room)
+        for order, count in planner.MACS.items():
+            into = new_kernel(left1, len(left1), len(left2), o, outputs)
+            with Products() as ran:
+                getattr(contract, order)(left1, right1, left2, right2, outputs, into)
+            assert ran.count == count(shape, outputs), order
+        with Products() as ran:
+            contract.dense(J := left1.flatten(2), J if same else torch.randn(m, o, t * c), outputs, into)
+        assert ran.count == planner.dense_macs((shape.n1, shape.n2), o, t * c, outputs, same)
+
+
+def test_counts_of_a_large_kernel_in_tiles():
+    n, o, c, k = 300, 3, 4, 5
+    left, right = torch.randn(n, o, c), torch.randn(n, k)
+    with Products() as ran:
+        add_singles(torch.zeros(n, o, n, o), [Single(left, right, left, right)], fresh=True, same=True)
+    least = n * n * (k + o * o * (c + 1))
+    assert least / 2 < ran.count < 0.65 * least
+    assert planner.gram_macs(Shape(n, n, o, 1, 1, c, k, same=True), "full") == pytest.approx(ran.count, rel=0.1)
+
+
+def test_the_cheapest_order_is_taken():
+    net = Net(lambda s, x: s.b(torch.tanh(s.a(x)).mean(1)), a=nn.Linear(4, 3), b=nn.Linear(3, 2))
+    x = torch.randn(7, 5, 4)
+    for outputs in OUTPUTS:
+        forced = [plan(net, x, outputs=outputs, method=m) for m in ("block", "gram", "mixed")]
         best = plan(net, x, outputs=outputs)
-        assert [r.macs for r in best.rows if "weight" in r.parameter] == [
-            min(block[p].macs, gram[p].macs) for p in ("a.weight", "b.weight")
-        ]
+        assert best.rows[0].macs == min(p.rows[0].macs for p in forced)
+        assert [r.contraction for r in best.rows] == ["block", "folded", "output", "folded"]
+        assert [p.rows[0].positions for p in forced] == [5, 5, 5]
         assert best.macs == sum(r.macs for r in best.rows)
         assert best.seconds == best.macs / best.macs_per_second
+
+
+def test_dead_positions_cost_nothing():
+    net = Net(lambda s, x: s.b(torch.tanh(s.a(x))[:, -1]), a=nn.Linear(4, 3), b=nn.Linear(3, 2))
+    x = torch.randn(7, 5, 4)
+    for other in (None, torch.randn(3, 6, 4)):
+        assert [r.positions for r in plan(net, x, other).rows] == [1, 0, 1, 0]
+        assert plan(net, x, other).rows == empirical_ntk(net, x, other).plan.rows
 
 
 def test_both_sides_are_counted():
     net, x = mlp([4, 2]), torch.randn(6, 3, 4)
     o = 6
     alone, pair = plan(net, x, method="block").rows[0].macs, plan(net, x, x + 1, method="block").rows[0].macs
-    assert alone == 6 * o * 3 * 2 * 4 + 36 * o * o * 8
-    assert pair - alone == 6 * o * 3 * 2 * 4
+    assert alone == 6 * o * 3 * 2 * 5 + 36 * o * o * 10  # the bias is a fifth input
+    assert pair - alone == 6 * o * 3 * 2 * 5
 
 
 def test_tokens_are_compared():
     net = Net(lambda s, t: s.e(t).sum(1), e=nn.Embedding(50, 3))
-    tokens = torch.tensor([[0, 1], [1, 2], [7, 7]])
-    assert plan(net, tokens, method="gram").rows[0].macs == 9 * 4 * (1 + 9 * (3 + 1))
-    # four rows of the table occur
-    assert plan(net, tokens, method="block").rows[0].macs == 3 * 3 * 2 * 4 * 3 + 9 * 9 * 4 * 3
+    tokens, others = torch.tensor([[0, 1], [1, 2], [7, 7]]), torch.tensor([[0, 3]])
+    assert plan(net, tokens, others, method="gram").rows[0].macs == 3 * 4 * (1 + 9 * (3 + 1))
+    # five rows of the table occur
+    assert plan(net, tokens, others, method="block").rows[0].macs == 4 * 3 * 2 * 5 * 3 + 3 * 9 * 5 * 3
 
 
-def test_no_gradient_is_computed(monkeypatch):
+def test_no_gradient_of_a_parameter_is_computed(monkeypatch):
     def forbidden(*args, **kwargs):
-        raise AssertionError("a plan takes no gradient")
+        raise AssertionError("a plan takes no gradient of a parameter")
+
+    def activations(y, inputs, *args, **kwargs):
+        asked.append(inputs)
+        return right(y, inputs, *args, **kwargs)
+
+    asked, right = [], torch.autograd.grad
 
     net, x1, x2 = ZOO["transformer"].build()
     for place, name in (
-        (torch.autograd, "grad"),
         (torch.autograd, "backward"),
         (torch.func, "jacrev"),
         (torch.func, "vmap"),
         (torch.Tensor, "backward"),
     ):
         monkeypatch.setattr(place, name, forbidden)
+    monkeypatch.setattr(torch.autograd, "grad", activations)
     calls = []
     net.register_forward_hook(lambda *_: calls.append(1))
     plan(net, x1, x2, method="jacobian")
     plan(net, x1)
     assert len(calls) == 3
+    # one backward a batch, to the anchor of the taps: it shows at which positions a gradient arrives
+    assert len(asked) == 3
+    assert all(isinstance(a, torch.Tensor) and a.ndim == 0 for a in asked)
 
 
 def test_prints():
@@ -108,12 +165,12 @@ def test_prints():
     made = plan(net, torch.randn(5, 2, 4))
     text = str(Plan(made.rows, made.kernel_shape, made.kernel_bytes, made.outputs, 1e9))
     assert text.splitlines() == [
-        "parameter  function                              contraction  positions    MMAC      MiB",
-        "a.weight   linear                                block                2  0.0115  0.00549",
-        "a.bias     mul has no rule                       exact                1  0.0027  0.00137",
-        "b.weight   not used, or not reaching the output  unused               0       0        0",
+        "parameter  function                              contraction  positions    MMAC       MiB",
+        "a.weight   linear                                mixed                2  0.0076   0.00687",
+        "a.bias     mul has no rule                       exact                1  0.0027  0.000687",
+        "b.weight   not used, or not reaching the output  unused               0       0         0",
         (
-            "kernel [5, 6, 5, 6] (full), 0.00687 MiB; contractions 1.42e-05 GMAC, 1.4e-05 s at 1 GMAC/s; peak 0.0192 MiB "
+            "kernel [5, 6, 5, 6] (full), 0.00687 MiB; contractions 1.03e-05 GMAC, 1e-05 s at 1 GMAC/s; peak 0.0206 MiB "
             "beside the factors of one layer"
         ),
     ]

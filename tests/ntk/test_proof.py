@@ -10,7 +10,8 @@ from torch import nn
 
 from mechfeat.bench.oracles import ntk as oracle
 from mechfeat.errors import ProofError
-from mechfeat.ntk import PROVED, empirical_ntk, factors, job, proof, register_rule
+from mechfeat.kernels import mirror
+from mechfeat.ntk import PROVED, empirical_ntk, factors, proof, register_rule
 from mechfeat.ntk.factors import Dense, Lookup, Outer
 from mechfeat.ntk.rules import Use, conv, rule_for
 from tests.ntk.test_exact import OUTPUTS, assert_exact, reduced
@@ -90,42 +91,39 @@ def outer(**change):
 def part(pick, change):
     """Change a parameter's finished part of the kernel; ``pick`` says which, from its factors."""
 
-    def broken(patch):
-        right = job.contract
+    def changed(right, into, f1, f2, outputs, *options):
+        part = torch.zeros_like(into)
+        done = right(part, f1, f2, outputs, *options)
+        if f1 is f2:
+            mirror(part, outputs)
+        into += change(part, outputs) if pick(f1) else part
+        return done
 
-        def contract(factors1, factors2, outputs, choose, n_rows):
-            kernel, how = right(factors1, factors2, outputs, choose, n_rows)
-            return (change(kernel, outputs) if pick(factors1) else kernel), how
-
-        patch.setattr(job, "contract", contract)
-
-    return broken
+    return calls(changed)
 
 
 def calls(change):
     """Change the list of a parameter's uses."""
 
     def broken(patch):
-        right = job.contract
-
-        def contract(factors1, factors2, outputs, choose, n_rows):
-            return change(right, factors1, factors2, outputs, choose, n_rows)
-
-        patch.setattr(job, "contract", contract)
+        right = factors.contract
+        patch.setattr(factors, "contract", lambda *arguments: change(right, *arguments))
 
     return broken
 
 
-def lost_cross_terms(right, f1, f2, *options):
-    parts = [right([a], [a] if f1 is f2 else [b], *options) for a, b in zip(f1, f2)]
-    return sum(p for p, _ in parts), parts[0][1]
+def lost_cross_terms(right, into, f1, f2, *options):
+    done = [right(into, x := [a], x if f1 is f2 else [b], *options) for a, b in zip(f1, f2)]
+    return done[0]
 
 
-def doubled_cross_terms(right, f1, f2, *options):
-    if len(f1) == 1:
-        return right(f1, f2, *options)
-    kernel, how = lost_cross_terms(right, f1, f2, *options)
-    return kernel + 2 * right([f1[0]], [f2[1]], *options)[0], how
+def doubled_cross_terms(right, into, f1, f2, *options):
+    done = lost_cross_terms(right, into, f1, f2, *options)
+    if len(f1) > 1:
+        part = torch.zeros_like(into)
+        right(part, [f1[0]], [f2[1]], *options)
+        into += 2 * part
+    return done
 
 
 def patches(change):
@@ -205,7 +203,7 @@ BROKEN: dict[str, tuple[str, str, Callable]] = {
     "only the last call": (
         "twice",
         "a.weight",
-        calls(lambda right, f1, f2, *options: right(f1[:1], f1[:1] if f1 is f2 else f2[:1], *options)),
+        calls(lambda right, into, f1, f2, *options: right(into, x := f1[:1], x if f1 is f2 else f2[:1], *options)),
     ),
     "cross terms of a tied table lost": ("tied", "e.weight", calls(lost_cross_terms)),
     "last position dropped": ("tokens", "a.weight", factor(F.linear, outer(left=lambda a: a[:, :, :-1], right=lambda a: a[:, :-1]))),

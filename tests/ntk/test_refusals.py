@@ -260,7 +260,11 @@ def test_outputs_of_the_two_batches_differ():
 
 @pytest.mark.parametrize(
     ("option", "allowed"),
-    [("outputs", "'full', 'trace', 'diagonal'"), ("method", "'auto', 'block', 'gram', 'jacobian'"), ("prove", "'once', 'always', 'never'")],
+    [
+        ("outputs", "'full', 'trace', 'diagonal', 'pseudo', 'the number of a class', 'a function of the outputs'"),
+        ("method", "'auto', 'block', 'gram', 'mixed', 'jacobian'"),
+        ("prove", "'once', 'always', 'never'"),
+    ],
 )
 def test_options(option, allowed):
     message = f"{option}='best' is not known. It can be {allowed}."

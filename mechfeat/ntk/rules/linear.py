@@ -15,7 +15,7 @@ def linear(call: Call) -> list[Use]:
         raise Unfit("its input or weight is a single vector")
     X = call.input_rows(x)
     uses = [Use(W, lambda g: Outer(call.gradient_rows(g), X))] if call.owns(W) else []
-    return uses + bias_use(call, b)
+    return uses + bias_use(call, b, W)
 
 
 @register_rule(torch.addmm, torch.Tensor.addmm)
@@ -28,4 +28,4 @@ def addmm(call: Call) -> list[Use]:
         raise Unfit("its bias is a matrix")
     X = call.input_rows(x)
     uses = [Use(W, lambda g: Outer(call.gradient_rows(g), X, turned=True))] if call.owns(W) else []
-    return uses + bias_use(call, b)
+    return uses + bias_use(call, b, W)

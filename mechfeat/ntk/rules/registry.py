@@ -97,10 +97,12 @@ class Use:
     Attributes:
         parameter: The parameter.
         factor: From the gradients at the call's output, ``[o *out]``, to the parameter's gradient factor.
+        bias_of: The weight of the same call, if this parameter is added to its every output position: one contraction then does both.
     """
 
     parameter: Tensor
     factor: Callable[[Tensor], Factor]
+    bias_of: Tensor | None = None
 
 
 Rule = Callable[[Call], list[Use]]
@@ -161,16 +163,20 @@ def rule_for(function: Any) -> Rule | None:
         return None
 
 
-def bias_use(call: Call, bias: Any) -> list[Use]:
+def bias_use(call: Call, bias: Any, weight: Tensor) -> list[Use]:
     """The use of a bias that is added to every position, channels last.
 
     Args:
         call: The call.
         bias: The bias argument, possibly None or frozen.
+        weight: The weight of the call.
 
     Returns:
         One use, or none.
     """
     from mechfeat.ntk.factors import Dense
 
-    return [Use(bias, lambda g: Dense(call.gradient_rows(g).sum(2)))] if call.owns(bias) else []
+    if not call.owns(bias):
+        return []
+    whole = bias.shape == call.out.shape[-1:]  # one that is broadcast over channels is no column of the weight
+    return [Use(bias, lambda g: Dense(call.gradient_rows(g).sum(2)), weight if whole else None)]
