@@ -1,8 +1,23 @@
 """Neural tangent kernels: empirical ones, exact and proved, of any model."""
 
 from mechfeat.ntk.empirical import PROVED, empirical_ntk, plan
+from mechfeat.ntk.krylov import Eigenpairs, Solution, SpectralDensity
+from mechfeat.ntk.operator import NTKOperator
 from mechfeat.ntk.planner import Plan, PlanRow
 from mechfeat.ntk.result import Coverage, NTKResult
 from mechfeat.ntk.rules import register_rule
 
-__all__ = ["PROVED", "Coverage", "NTKResult", "Plan", "PlanRow", "empirical_ntk", "plan", "register_rule"]
+__all__ = [
+    "PROVED",
+    "Coverage",
+    "Eigenpairs",
+    "NTKOperator",
+    "NTKResult",
+    "Plan",
+    "PlanRow",
+    "Solution",
+    "SpectralDensity",
+    "empirical_ntk",
+    "plan",
+    "register_rule",
+]
