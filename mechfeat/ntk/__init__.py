@@ -6,9 +6,11 @@ from mechfeat.ntk.operator import NTKOperator
 from mechfeat.ntk.planner import Plan, PlanRow
 from mechfeat.ntk.result import Coverage, NTKResult
 from mechfeat.ntk.rules import register_rule
+from mechfeat.ntk.spectrum import AlignmentFinding, Spectrum, label_alignment, spectrum
 
 __all__ = [
     "PROVED",
+    "AlignmentFinding",
     "Coverage",
     "Eigenpairs",
     "NTKOperator",
@@ -17,7 +19,10 @@ __all__ = [
     "PlanRow",
     "Solution",
     "SpectralDensity",
+    "Spectrum",
     "empirical_ntk",
+    "label_alignment",
     "plan",
     "register_rule",
+    "spectrum",
 ]
