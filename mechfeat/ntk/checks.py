@@ -54,8 +54,8 @@ def check_model(module: nn.Module) -> dict[str, nn.Parameter]:
     meta = [n for n, p in (*module.named_parameters(), *module.named_buffers()) if p.device.type == "meta"]
     if meta:
         raise DeviceError(
-            f"{meta[0]!r} and {len(meta) - 1} more parameters and buffers are on the meta device, which holds shapes and no values. Build the "
-            "model on a real device, or load its weights: model.to_empty(device=...) and model.load_state_dict(...)."
+            f"{meta[0]!r} and {len(meta) - 1} more parameters and buffers are on the meta device, which holds shapes and no values. Build "
+            "the model on a real device, or load its weights: model.to_empty(device=...) and model.load_state_dict(...)."
         )
     for path, m in module.named_modules():
         p = getattr(m, "dropout", 0.0)
