@@ -6,6 +6,7 @@ from mechfeat.ntk.operator import NTKOperator
 from mechfeat.ntk.planner import Plan, PlanRow
 from mechfeat.ntk.result import Coverage, NTKResult
 from mechfeat.ntk.rules import register_rule
+from mechfeat.ntk.sketch import NTKSketch, sketch
 from mechfeat.ntk.spectrum import AlignmentFinding, Spectrum, label_alignment, spectrum
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Eigenpairs",
     "NTKOperator",
     "NTKResult",
+    "NTKSketch",
     "Plan",
     "PlanRow",
     "Solution",
@@ -24,5 +26,6 @@ __all__ = [
     "label_alignment",
     "plan",
     "register_rule",
+    "sketch",
     "spectrum",
 ]
