@@ -1,8 +1,31 @@
 """Neural tangent kernels: empirical ones, exact and proved, of any model."""
 
 from mechfeat.ntk.empirical import PROVED, empirical_ntk, plan
+from mechfeat.ntk.krylov import Eigenpairs, Solution, SpectralDensity
+from mechfeat.ntk.operator import NTKOperator
 from mechfeat.ntk.planner import Plan, PlanRow
 from mechfeat.ntk.result import Coverage, NTKResult
 from mechfeat.ntk.rules import register_rule
+from mechfeat.ntk.sketch import NTKSketch, sketch
+from mechfeat.ntk.spectrum import AlignmentFinding, Spectrum, label_alignment, spectrum
 
-__all__ = ["PROVED", "Coverage", "NTKResult", "Plan", "PlanRow", "empirical_ntk", "plan", "register_rule"]
+__all__ = [
+    "PROVED",
+    "AlignmentFinding",
+    "Coverage",
+    "Eigenpairs",
+    "NTKOperator",
+    "NTKResult",
+    "NTKSketch",
+    "Plan",
+    "PlanRow",
+    "Solution",
+    "SpectralDensity",
+    "Spectrum",
+    "empirical_ntk",
+    "label_alignment",
+    "plan",
+    "register_rule",
+    "sketch",
+    "spectrum",
+]

@@ -30,17 +30,18 @@ def check_model(module: nn.Module) -> dict[str, nn.Parameter]:
     Raises:
         NoParametersError: There are none.
         DtypeError: Parameters of several dtypes, or complex ones.
-        DeviceError: Parameters on several devices.
+        DeviceError: Parameters on several devices, or without values (meta).
         NondeterministicModelError: A fused layer draws dropout masks.
         UnsupportedLayerError: A lazy parameter has no shape yet.
     """
     parameters = trainable(module)
     if not parameters:
-        frozen = sum(1 for _ in module.parameters())
-        raise NoParametersError(
-            f"The model has no trainable parameters ({frozen} frozen), so its tangent kernel is empty. "
-            + ("Set requires_grad on those the kernel shall be over." if frozen else "Give a model with parameters.")
-        )
+        frozen = list(module.parameters())
+        whole = sorted({str(p.dtype) for p in frozen if not (p.is_floating_point() or p.is_complex())})
+        advice = "Set requires_grad on those the kernel shall be over." if frozen else "Give a model with parameters."
+        if whole and all(not (p.is_floating_point() or p.is_complex()) for p in frozen):
+            advice = f"They are {', '.join(whole)}, which has no gradient: quantised weights have to be floating-point again first."
+        raise NoParametersError(f"The model has no trainable parameters ({len(frozen)} frozen), so its tangent kernel is empty. {advice}")
     lazy = [n for n, p in parameters.items() if isinstance(p, nn.parameter.UninitializedParameter)]
     if lazy:
         raise UnsupportedLayerError(f"Parameter {lazy[0]!r} has no shape yet. Run the model once on an input before asking for its kernel.")
@@ -50,6 +51,12 @@ def check_model(module: nn.Module) -> dict[str, nn.Parameter]:
     devices = sorted({str(p.device) for p in parameters.values()})
     if len(devices) > 1:
         raise DeviceError(f"The trainable parameters are on {', '.join(devices)}. A kernel needs one device; move with model.to(device).")
+    meta = [n for n, p in (*module.named_parameters(), *module.named_buffers()) if p.device.type == "meta"]
+    if meta:
+        raise DeviceError(
+            f"{meta[0]!r} and {len(meta) - 1} more parameters and buffers are on the meta device, which holds shapes and no values. Build "
+            "the model on a real device, or load its weights: model.to_empty(device=...) and model.load_state_dict(...)."
+        )
     for path, m in module.named_modules():
         p = getattr(m, "dropout", 0.0)
         if isinstance(m, nn.MultiheadAttention | nn.RNNBase) and m.training and isinstance(p, float) and p > 0:

@@ -202,6 +202,39 @@ def test_every_parameter_frozen():
     assert_refused(NoParametersError, message, net().requires_grad_(False), x())
 
 
+def test_integer_parameters():
+    def whole():
+        return nn.Parameter(torch.arange(15).view(3, 5), requires_grad=False)
+
+    message = (
+        "The model has no trainable parameters (1 frozen), so its tangent kernel is empty. They are torch.int64, which has no gradient: "
+        "quantised weights have to be floating-point again first."
+    )
+    assert_refused(NoParametersError, message, Net(lambda s, x: F.linear(x, s.w.double()), w=whole()), x())
+    # beside others they are constants
+    model = Net(lambda s, x: F.linear(x, s.w.double()) + s.a(x), w=whole(), a=nn.Linear(5, 3))
+    batch = x()
+    torch.testing.assert_close(empirical_ntk(model, batch).kernel, empirical_ntk(model.a, batch).kernel)
+
+
+def test_meta_device():
+    message = (
+        "'weight' and 1 more parameters and buffers are on the meta device, which holds shapes and no values. Build the model on a real "
+        "device, or load its weights: model.to_empty(device=...) and model.load_state_dict(...)."
+    )
+    assert_refused(DeviceError, message, nn.Linear(5, 3, device="meta"), x())
+    assert_refused(DeviceError, message, nn.Linear(5, 3, device="meta"), x().to("meta"))
+
+
+def test_meta_device_in_part():
+    message = (
+        "'a.weight' and 1 more parameters and buffers are on the meta device, which holds shapes and no values. Build the model on a real "
+        "device, or load its weights: model.to_empty(device=...) and model.load_state_dict(...)."
+    )
+    frozen = nn.Linear(5, 5, device="meta").requires_grad_(False)
+    assert_refused(DeviceError, message, Net(lambda s, x: s.b(s.a(x)), a=frozen, b=nn.Linear(5, 3)), x())
+
+
 def test_lazy_parameter():
     message = "Parameter 'weight' has no shape yet. Run the model once on an input before asking for its kernel."
     assert_refused(UnsupportedLayerError, message, nn.LazyLinear(3), x())

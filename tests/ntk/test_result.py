@@ -124,3 +124,19 @@ def test_closed_form():
     x = torch.randn(6, 5)
     torch.testing.assert_close(empirical_ntk(nn.Linear(5, 1), x, outputs="trace").kernel, x @ x.T + 1)
     torch.testing.assert_close(empirical_ntk(nn.Linear(5, 3), x).kernel, torch.einsum("nm,op->nomp", x @ x.T + 1, torch.eye(3)))
+
+
+def test_foreign_and_damaged_files(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "kernel.safetensors"
+    save_file({"kernel": torch.ones(2, 2)}, path)
+    with pytest.raises(FileFormatError) as caught:
+        NTKResult.load(path)
+    assert str(caught.value) == (
+        f"{str(path)!r} has format None, and this version reads 'mechfeat/1'. It was written by something else or by another version."
+    )
+    result().save(path)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(FileFormatError, match="is not a readable safetensors file"):
+        NTKResult.load(path)
