@@ -105,7 +105,9 @@ class Total:
                 shape = kernel_shape(*self._sides, self._o, self._outputs)
                 self._kernel = self._like.new_empty(shape)
             assert self._kernel is not None
-            add_singles(self._kernel, [s for _, s in self._singles], fresh=fresh, same=self._same)
+            self._kernel = self._kernel.to(self._like.dtype)
+            four = self._kernel.view(self._sides[0], self._o, self._sides[1], self._o)  # of one output, every reduction is the kernel
+            add_singles(four, [s for _, s in self._singles], fresh=fresh, same=self._same)
             self._singles.clear()
             self._check()
             return self._kernel
@@ -117,7 +119,7 @@ class Total:
     def _defer(self, factors1: Sequence[F.Factor], factors2: Sequence[F.Factor]) -> bool:
         size = self._sides[0] * self._sides[1] * self._o**2 * self._like.element_size()
         single = len(factors1) == len(factors2) == 1 and isinstance(factors1[0], F.Outer) and isinstance(factors2[0], F.Outer)
-        return single and self._outputs == "full" and not self._layerwise and size > LARGE
+        return single and (self._outputs == "full" or self._o == 1) and not self._layerwise and size > LARGE
 
     def _zeros(self, sides: Sequence[int]) -> Tensor:
         # Traces are sums of millions of products, which float32 would round thousands of times into one entry.
