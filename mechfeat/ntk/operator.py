@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mechfeat.errors import DeviceError, DtypeError, NonFiniteError, OptionError, ShapeError
 from mechfeat.hooks import HookedModel, unwrap
-from mechfeat.kernels.contract import widen
+from mechfeat.kernels.layout import widen
 from mechfeat.ntk.capture import trainable
 from mechfeat.ntk.checks import check_input, check_model
 from mechfeat.ntk.empirical import empirical_ntk

@@ -17,7 +17,8 @@ from mechfeat.errors import OptionError, ShapeError
 from mechfeat.features import storable
 from mechfeat.features.storage import Stored
 from mechfeat.hooks import HookedModel, unwrap
-from mechfeat.kernels.contract import CHUNK_BYTES, widen
+from mechfeat.kernels.contract import CHUNK_BYTES
+from mechfeat.kernels.layout import widen
 from mechfeat.ntk.capture import Capture
 from mechfeat.ntk.checks import check_input, check_model, check_output
 from mechfeat.ntk.factors import Dense, Factor, Lookup, Outer

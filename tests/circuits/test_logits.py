@@ -10,6 +10,7 @@ import mechfeat as mf
 from mechfeat.circuits import LogitAttribution, LogitLens, direct_logit_attribution, logit_lens
 from mechfeat.errors import CircuitError, ModelOutputError, OptionError, SelectorError, ShapeError, UnsupportedLayerError
 from tests.hooks import families
+from tests.peers import needs
 
 
 def gpt2():
@@ -18,6 +19,7 @@ def gpt2():
 
 def llama(tied=False):
     def make():
+        needs("transformers")
         from transformers import LlamaConfig, LlamaForCausalLM
 
         sizes = {**families.SIZES, "intermediate_size": 24, "num_key_value_heads": 2, "vocab_size": 13, "max_position_embeddings": 8}
@@ -27,6 +29,7 @@ def llama(tied=False):
 
 
 def bridge(**options):
+    needs("transformer_lens")
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 

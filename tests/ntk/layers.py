@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.ntk.zoo import Case, Net, P, flat, gpt2
+from tests.peers import needs
 
 
 def head(layer, features, shape, n_outputs=2, **options):
@@ -69,6 +70,7 @@ def rms_norm(s, x):
 
 
 def hf_conv1d():
+    needs("transformers")
     from transformers.pytorch_utils import Conv1D
 
     return Net(lambda s, x: s.o(torch.tanh(s.c(x)).mean(1)), c=Conv1D(4, 5), o=nn.Linear(4, 2))
