@@ -151,7 +151,7 @@ class Capture:
         if rule is None or not isinstance(out, Tensor):
             return self._give_up(owned, out, f"{name} has no rule")
         try:
-            uses = rule(Call(args, kwargs, out, self.n, self._owned))
+            uses = [u for u in rule(Call(args, kwargs, out, self.n, self._owned)) if id(u.parameter) in self._owned]
         except Unfit as reason:
             return self._give_up(owned, out, f"{name}: {reason}")
         covered = {id(u.parameter) for u in uses}

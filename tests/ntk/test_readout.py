@@ -80,8 +80,10 @@ def test_refused(unchecked):
         assert "0, 1, 2, 3" in str(error.value)
         with pytest.raises(ModelOutputError) as error:
             run(net, x, outputs=lambda y: y.sum())
-        assert str(error.value) == (
-            "The function given as outputs= returned shape () and torch.float64 for outputs of shape (6, 4). It must return real numbers, "
+        assert (
+            str(error.value)
+            == "The function given as outputs= returned shape () and torch.float64 for outputs of shape (6, 4). It must return real"
+            " numbers, "
             "one row a sample, computed by torch from that sample's outputs."
         )
         assert not net._forward_hooks

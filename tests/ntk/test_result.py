@@ -133,8 +133,9 @@ def test_foreign_and_damaged_files(tmp_path):
     save_file({"kernel": torch.ones(2, 2)}, path)
     with pytest.raises(FileFormatError) as caught:
         NTKResult.load(path)
-    assert str(caught.value) == (
-        f"{str(path)!r} has format None, and this version reads 'mechfeat/1'. It was written by something else or by another version."
+    assert (
+        str(caught.value)
+        == f"{str(path)!r} has format None, and this version reads 'mechfeat/1'. It was written by something else or by another version."
     )
     result().save(path)
     path.write_bytes(path.read_bytes()[:-8])

@@ -117,3 +117,23 @@ def test_a_rule_for_a_view():
 
 def test_an_unhashable_function_has_no_rule():
     assert rule_for([]) is None
+
+
+def test_a_rule_need_not_ask_whether_its_argument_is_trained():
+    """``weight`` of a parametrised layer is no parameter, though the vector it meets is one."""
+
+    @register_rule(torch.mv)
+    def mv(call):
+        return [Use(call.args[0], lambda g: Dense(g)), Use(call.args[1], lambda g: Dense(g[..., None] * call.args[0].detach()))]
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4))
+
+        def forward(self, x):
+            return torch.mv(torch.sin(x), self.w)[:, None]
+
+    net, x = Net(), torch.randn(3, 4)
+    result = empirical_ntk(net, x)
+    torch.testing.assert_close(result.kernel[:, 0, :, 0], torch.sin(x) @ torch.sin(x).T)

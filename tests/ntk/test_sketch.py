@@ -114,8 +114,10 @@ def test_refusals():
     for error, message, f in (
         (
             ShapeError,
-            "The sketches have seeds 0 and 1, ranks 4 and 4, and [o, feature] [3, 8] and [3, 8]. Inner products need equal projections: "
-            "sketch both batches with the same options.",
+            (
+                "The sketches have seeds 0 and 1, ranks 4 and 4, and [o, feature] [3, 8] and [3, 8]. Inner products need equal projections:"
+                " sketch both batches with the same options."
+            ),
             lambda: a.kernel(b),
         ),
         (ShapeError, "n_features=0, rank=4 and chunk_size=64: each must be at least 1.", lambda: sketch(net, x, n_features=0)),

@@ -209,14 +209,18 @@ def test_few_samples():
         ),
         (
             DegenerateNullError,
-            "metric='label_alignment' takes one and the same value on every draw of null='permuted_labels': all labels are equal. "
-            "The metric alone, without a null, still exists.",
+            (
+                "metric='label_alignment' takes one and the same value on every draw of null='permuted_labels': all labels are equal. "
+                "The metric alone, without a null, still exists."
+            ),
             lambda: label_alignment(psd(4, 3), torch.ones(4)),
         ),
         (
             DegenerateNullError,
-            "metric='label_alignment' takes one and the same value on every draw of null='permuted_labels': the kernel is zero, up to "
-            "rounding and centring. The metric alone, without a null, still exists.",
+            (
+                "metric='label_alignment' takes one and the same value on every draw of null='permuted_labels': the kernel is zero, up to "
+                "rounding and centring. The metric alone, without a null, still exists."
+            ),
             lambda: label_alignment(torch.ones(4, 4), torch.arange(4) % 2),
         ),
     ],
