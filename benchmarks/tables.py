@@ -35,8 +35,8 @@ def table(rows: dict[str, dict[str, dict]]) -> str:
                 f"{r['dtype']}, {r['device']}, {r['threads']} thread{'s' if r['threads'] > 1 else ''}, torch {r['torch']}, {r['date'][:10]}"
             )
     note = (
-        "Full kernel of a batch with itself; medians of interleaved runs, each method first checked against a float64 oracle. "
-        "“First call” includes the proof, which later calls on the same kind of model and input need not repeat. "
+        "Kernel of a batch with itself, full where no reduction is named; medians of interleaved runs, each method first checked against a"
+        " float64 oracle. “First call” includes the proof, which later calls on the same kind of model and input need not repeat. "
     )
     return "\n".join([*lines, "", note + "; ".join(sorted(facts)) + "."])
 
