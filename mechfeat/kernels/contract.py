@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechfeat.kernels.layout import Outputs, new_kernel, widen
-from mechfeat.kernels.symmetric import add_product, mirror
+from mechfeat.kernels.symmetric import add_product, band, mirror
 
 Right = Float[Tensor, "n t k"] | Int[Tensor, "n t"]
 Other = Float[Tensor, "m s k"] | Int[Tensor, "m s"]  # the same of the second side
@@ -164,13 +164,13 @@ def gram(
         itself. At most 2 MiB of Gram entries are held at a time, or one pair's if that is more.
     """
     same = left1 is left2 and right1 is right2
-    left1 = widen(left1)
-    left2 = left1 if same else widen(left2)
+    left1 = widen(left1).contiguous()
+    left2 = left1 if same else widen(left2).contiguous()
     (n, o, t, _), (m, _, s, _) = left1.shape, left2.shape
     kernel = new_kernel(left1, n, m, o, outputs) if into is None else into
     for rows, columns in gram_tiles(n, m, o, t, s, outputs, left1.element_size(), same):
-        A = _right_gram(right1[rows], right2[columns], left1.dtype)
         L1, L2 = left1[rows], left2[columns]
+        A = _right_gram(right1[rows], right2[columns], left1.dtype)
         if outputs == "full":
             if t == s == 1:
                 G = (L1.flatten(0, 2) @ L2.flatten(0, 2).T).view(len(L1), o, -1)
@@ -208,7 +208,8 @@ def gram_tiles(n: int, m: int, o: int, t: int, s: int, outputs: Outputs, itemsiz
     """
     if not o * t * s:
         return []
-    high = max(1, 256 // (t * (o if outputs == "full" else 1)))
+    one = t * (o if outputs == "full" else 1)
+    high = max(1, band(n * one, same) // one)
     pair = t * s * itemsize * (1 + (o * o if outputs == "full" else 1))
     wide = max(1, min(m, TILE_BYTES // (pair * high)))
     tiles = []
@@ -300,7 +301,8 @@ def _whole(kernel: Tensor, outputs: Outputs, same: bool, into: Sum) -> Tensor:
 
 def _right_gram(right1: Right, right2: Other, dtype: torch.dtype) -> Float[Tensor, "n t m s"]:
     if right1.is_floating_point():
-        return einsum(widen(right1), widen(right2), "n t k, m s k -> n t m s")
+        (n, t, k), (m, s, _) = right1.shape, right2.shape
+        return (widen(right1).reshape(n * t, k) @ widen(right2).reshape(m * s, k).T).view(n, t, m, s)
     return (right1[:, :, None, None] == right2).to(dtype)
 
 

@@ -14,6 +14,20 @@ from mechfeat.kernels.layout import Outputs
 PIECE = 4096  # longest sum in one float32 product: longer ones lose digits, and shorter ones are no faster
 
 
+def band(n: int, lower: bool) -> int:
+    """How many rows to multiply at a time.
+
+    Args:
+        n: Number of rows.
+        lower: Only the lower triangle is wanted.
+
+    Returns:
+        Rows of a band.
+    """
+    # Narrower bands waste less above the diagonal, wider ones multiply faster: measured best between 64 and 256 rows.
+    return min(256, max(64, -(-n // 64) * 16)) if lower else 256
+
+
 def bands(n: int, lower: bool) -> Iterator[tuple[int, int, int]]:
     """Bands of rows of a matrix.
 
@@ -28,8 +42,7 @@ def bands(n: int, lower: bool) -> Iterator[tuple[int, int, int]]:
         if n:
             yield 0, n, -1
         return
-    # Narrower bands waste less above the diagonal, wider ones multiply faster: measured best between 64 and 256 rows.
-    step = min(256, max(64, -(-n // 64) * 16))
+    step = band(n, lower)
     for i in range(0, n, step):
         yield i, min(i + step, n), min(i + step, n)
 
