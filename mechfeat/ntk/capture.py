@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mechfeat.errors import NondeterministicModelError, SampleInteractionError
-from mechfeat.ntk.factors import Factor, Outer
+from mechfeat.ntk.factors import Dense, Factor, Outer
 from mechfeat.ntk.rules import Call, Unfit, Use, rule_for
 
 Sink = Callable[[str, list[Factor]], None]
@@ -72,8 +72,7 @@ class Capture:
         self._bytes: list[int] = []
         self._stored: list[tuple[list[Use], Tensor, int]] = []
         self._sink: Sink | None = None
-        self._waiting: dict[int, Tensor] = {}
-        self._missing: dict[int, set[int]] = {}
+        self._waiting: dict[int, _Room] = {}
         self._at = 0
         self._open: dict[str, int] = {}
         self._calls: dict[str, int] = {}
@@ -269,7 +268,6 @@ class Capture:
 
     def _reset(self) -> None:
         self._waiting.clear()
-        self._missing.clear()
         self._factors.clear()
         self._open = {}
         for uses in self._taps:
@@ -321,27 +319,32 @@ class Capture:
             tap: Which tap.
             g: The gradients, outputs first.
         """
-        if not any(self.name_of[id(u.parameter)] in self._open for u in self._taps[tap]):
+        uses = self._wanted(tap)
+        if not uses:
             return
         with torch.no_grad():
             if len(g) == self._outputs:
                 self._build(tap, g)
                 return
             if tap not in self._waiting:
-                # Samples outermost, as the contractions take them.
-                self._waiting[tap] = g.new_empty(g.shape[1], self._outputs, *g.shape[2:])
-                self._missing[tap] = set(range(self._outputs))
-            self._waiting[tap][:, self._at : self._at + len(g)] = g.movedim(0, 1)
-            self._missing[tap] -= set(range(self._at, self._at + len(g)))
-            if not self._missing[tap]:
+                self._waiting[tap] = _Room(uses if all(u.small for u in uses) else [], set(range(self._outputs)))
+            room = self._waiting[tap]
+            room.take(g, self._at)
+            if not room.missing:
                 self._complete(tap)
 
+    def _wanted(self, tap: int) -> list[Use]:
+        names = [(self.name_of[id(u.parameter)], u) for u in self._taps[tap]]
+        return [u for name, u in names if name in self._open and name not in self.folded]
+
     def _complete(self, tap: int) -> None:
-        g = self._waiting.pop(tap)
-        for o in self._missing.pop(tap):
-            g[:, o] = 0
+        room = self._waiting.pop(tap)
+        pieces = room.whole()
         with torch.no_grad():
-            self._build(tap, g.movedim(1, 0))
+            if not room.uses:
+                self._build(tap, pieces[0].movedim(1, 0))
+            for use, piece in zip(room.uses, pieces):
+                self._keep(use, Dense(piece))
 
     def _build(self, tap: int, g: Float[Tensor, "o ..."]) -> None:
         for use in sorted(self._taps[tap], key=lambda u: u.bias_of is not None):  # a weight decides whether its bias is folded
@@ -356,10 +359,14 @@ class Capture:
                     factor = replace(factor, unit=True)
             elif name in self._with_bias:  # its gradient is no outer product
                 self.folded = {bias: weight for bias, weight in self.folded.items() if weight != name}
-            self._factors.setdefault(name, []).append(factor)
-            self._open[name] -= 1
-            if not self._open[name]:
-                self._deliver(name)
+            self._keep(use, factor)
+
+    def _keep(self, use: Use, factor: Factor) -> None:
+        name = self.name_of[id(use.parameter)]
+        self._factors.setdefault(name, []).append(factor)
+        self._open[name] -= 1
+        if not self._open[name]:
+            self._deliver(name)
 
     def _deliver(self, name: str) -> None:
         assert self._sink is not None
@@ -367,6 +374,40 @@ class Capture:
         self._open[name] = 0
         with torch.no_grad():
             self._sink(name, self._factors.pop(name))
+
+
+class _Room:
+    """What arrived at a tap of the outputs that were sent so far, samples outermost, as the contractions take it.
+
+    Args:
+        uses: Uses whose gradients are small, and are formed on arrival; none where the tap's gradient itself is kept.
+        missing: Outputs that have not arrived.
+    """
+
+    def __init__(self, uses: list[Use], missing: set[int]) -> None:
+        self.uses, self.missing = uses, missing
+        self._outputs = len(missing)
+        self._rooms: list[Tensor] = []
+
+    def take(self, g: Float[Tensor, "o ..."], at: int) -> None:
+        """Keep the gradients of outputs from ``at`` on."""
+        pieces = [_gradient(u.factor(g)) for u in self.uses] or [g.movedim(0, 1)]
+        if not self._rooms:
+            self._rooms = [p.new_empty(len(p), self._outputs, *p.shape[2:]) for p in pieces]
+        for room, piece in zip(self._rooms, pieces):
+            room[:, at : at + len(g)] = piece
+        self.missing -= set(range(at, at + len(g)))
+
+    def whole(self) -> list[Tensor]:
+        """What was kept; zero for outputs that did not arrive."""
+        for room in self._rooms:
+            room[:, list(self.missing)] = 0
+        return self._rooms
+
+
+def _gradient(factor: Factor) -> Tensor:
+    assert isinstance(factor, Dense), "a use that says it is small gives its gradient"
+    return factor.gradient
 
 
 class _Deaf(Exception):

@@ -36,7 +36,7 @@ def conv2d(call: Call) -> list[Use]:
 
     uses = [Use(W, kernel)] if call.owns(W) else []
     if call.owns(b):
-        uses.append(Use(b, lambda g: Dense(g.flatten(3).sum(3).transpose(0, 1)), W))
+        uses.append(Use(b, lambda g: Dense(g.flatten(3).sum(3).transpose(0, 1)), W, small=True))
     return uses
 
 

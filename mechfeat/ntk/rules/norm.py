@@ -1,6 +1,7 @@
 """Scale and shift of ``layer_norm`` and ``batch_norm``: the gradient of the scale is gradient × normalised input."""
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +27,16 @@ def layer_norm(call: Call) -> list[Use]:
     uses = []
     if call.owns(w):
 
-        def scale(g: torch.Tensor) -> Dense:
-            normal = F.layer_norm(x, shape, eps=eps).reshape(call.n, -1, size)
-            return Dense((by_sample(g) * normal).sum(2).transpose(0, 1).unflatten(2, shape))
+        @cache
+        def normal() -> torch.Tensor:
+            return F.layer_norm(x, shape, eps=eps).reshape(call.n, -1, size)
 
-        uses.append(Use(w, scale))
+        def scale(g: torch.Tensor) -> Dense:
+            return Dense((by_sample(g) * normal()).sum(2).transpose(0, 1).unflatten(2, shape))
+
+        uses.append(Use(w, scale, small=True))
     if call.owns(b):
-        uses.append(Use(b, lambda g: Dense(by_sample(g).sum(2).transpose(0, 1).unflatten(2, shape))))
+        uses.append(Use(b, lambda g: Dense(by_sample(g).sum(2).transpose(0, 1).unflatten(2, shape)), small=True))
     return uses
 
 
@@ -52,11 +56,11 @@ def batch_norm(call: Call) -> list[Use]:
     uses = []
     if call.owns(w):
 
-        def scale(g: torch.Tensor) -> Dense:
-            normal = (x - mean.view(view)) * torch.rsqrt(var.view(view) + eps)
-            return over_space(g * normal)
+        @cache
+        def normal() -> torch.Tensor:
+            return (x - mean.view(view)) * torch.rsqrt(var.view(view) + eps)
 
-        uses.append(Use(w, scale))
+        uses.append(Use(w, lambda g: over_space(g * normal()), small=True))
     if call.owns(b):
-        uses.append(Use(b, over_space))
+        uses.append(Use(b, over_space, small=True))
     return uses

@@ -98,11 +98,14 @@ class Use:
         parameter: The parameter.
         factor: From the gradients at the call's output, ``[o *out]``, to the parameter's gradient factor.
         bias_of: The weight of the same call, if this parameter is added to its every output position: one contraction then does both.
+        small: The factor is a :class:`~mechfeat.ntk.factors.Dense` far smaller than the gradients it is made of, which then need not be
+            kept until those of all outputs have arrived.
     """
 
     parameter: Tensor
     factor: Callable[[Tensor], Factor]
     bias_of: Tensor | None = None
+    small: bool = False
 
 
 Rule = Callable[[Call], list[Use]]
@@ -179,4 +182,4 @@ def bias_use(call: Call, bias: Any, weight: Tensor) -> list[Use]:
     if not call.owns(bias):
         return []
     whole = bias.shape == call.out.shape[-1:]  # one that is broadcast over channels is no column of the weight
-    return [Use(bias, lambda g: Dense(call.gradient_rows(g).sum(2)), weight if whole else None)]
+    return [Use(bias, lambda g: Dense(call.gradient_rows(g).sum(2)), weight if whole else None, small=True)]
