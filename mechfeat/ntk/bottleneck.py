@@ -65,7 +65,7 @@ def find(captures: tuple[Capture, ...]) -> Head | None:
     Returns:
         The head; None where the outputs are no linear layer's, are few, or share their weight with another call.
     """
-    heads = [c.head() for c in captures]
+    heads = [c.head for c in captures]
     first = heads[0]
     if first is None or any(h is None or h[0] != first[0] for h in heads):
         return None

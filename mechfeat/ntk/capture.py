@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -213,6 +214,7 @@ class Capture:
         if rows is None:
             self._taps.clear()
 
+    @cached_property
     def head(self) -> tuple[tuple[str, ...], Tensor, Float[Tensor, "n k"]] | None:
         """The linear layer whose outputs are the model's, if no other call receives its parameters.
 

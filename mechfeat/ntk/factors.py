@@ -140,30 +140,65 @@ def merge(factors: Sequence[Factor]) -> Factor | None:
     return None
 
 
-def shape_of(a: Factor | None, b: Factor | None) -> Shape | None:
+@dataclass(frozen=True)
+class Outline:
+    """What the cost of a contraction depends on of one side's factor; the factor itself may be gone.
+
+    Attributes:
+        n: Samples.
+        o: Outputs.
+        t: Positions.
+        c: Output channels.
+        k: Input channels; 0 for a table.
+        ids: Rows of the table that were read; None for a matrix.
+        turned: As for :class:`Outer`.
+        unit: As for :class:`Outer`.
+        itemsize: Bytes of a number in the products.
+    """
+
+    n: int
+    o: int
+    t: int
+    c: int
+    k: int
+    ids: Int[Tensor, "n t"] | None
+    turned: bool
+    unit: bool
+    itemsize: int
+
+
+def outline(f: Factor | None) -> Outline | None:
+    """The outline of a factor.
+
+    Args:
+        f: A factor.
+
+    Returns:
+        Its outline; None for a gradient that is formed, or uses of several kinds.
+    """
+    if f is None or isinstance(f, Dense):
+        return None
+    (n, o, t, c), itemsize = f.left.shape, max(4, f.left.element_size())
+    if isinstance(f, Lookup):
+        return Outline(n, o, t, c, 0, f.ids, False, False, itemsize)
+    return Outline(n, o, t, c, f.right.shape[-1], None, f.turned, f.unit, itemsize)
+
+
+def shape_of(a: Outline | None, b: Outline | None) -> Shape | None:
     """Sizes of a contraction in outer-product form.
 
     Args:
-        a: Factor of the first side.
-        b: Factor of the second side; the same object for a batch with itself.
+        a: Outline of the first side.
+        b: Outline of the second side; the same object for a batch with itself.
 
     Returns:
         The sizes, or None where the gradient has to be formed (mixed kinds, or vectors).
     """
-    same = b is a
-    if a is None or b is None or isinstance(a, Dense) or isinstance(b, Dense) or type(a) is not type(b):
+    if a is None or b is None or (a.ids is None) != (b.ids is None) or a.turned != b.turned:
         return None
-    (n1, o, t, c), (n2, _, s, _) = a.left.shape, b.left.shape
-    if isinstance(a, Outer) and isinstance(b, Outer):
-        return (
-            None
-            if a.turned != b.turned
-            else Shape(n1, n2, o, t, s, c, a.right.shape[-1], same=same, unit=a.unit and b.unit, itemsize=max(4, a.left.element_size()))
-        )
-    assert isinstance(a, Lookup)
-    assert isinstance(b, Lookup)
-    rows = torch.cat([a.ids.flatten(), b.ids.flatten()]).unique().numel()
-    return Shape(n1, n2, o, t, s, c, rows, one_hot=True, same=same, itemsize=max(4, a.left.element_size()))
+    k = a.k if a.ids is None or b.ids is None else torch.cat([a.ids.flatten(), b.ids.flatten()]).unique().numel()
+    one_hot, unit = a.ids is not None, a.unit and b.unit
+    return Shape(a.n, b.n, a.o, a.t, b.t, a.c, k, one_hot=one_hot, same=b is a, unit=unit, itemsize=a.itemsize)
 
 
 def contract(
@@ -183,7 +218,8 @@ def contract(
         The name of the contraction used, and the sizes it had, if it had the outer-product form.
     """
     a, b = pair(factors1, factors2)
-    shape = shape_of(a, b)
+    first = outline(a)
+    shape = shape_of(first, first if b is a else outline(b))
     if shape is not None and not isinstance(a, Dense) and not isinstance(b, Dense):
         assert a is not None
         assert b is not None

@@ -1,7 +1,7 @@
-"""One computation of a kernel: capture, contract, sum, and say what was done."""
+"""One computation of a kernel: blocks of samples, one tile after the other."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +9,12 @@ from torch import Tensor, nn
 from mechfeat.errors import ShapeError
 from mechfeat.kernels import Outputs, kernel_shape
 from mechfeat.ntk import planner, proof
-from mechfeat.ntk.bottleneck import ROWS, Head, find
-from mechfeat.ntk.capture import Capture
-from mechfeat.ntk.checks import check_output
-from mechfeat.ntk.factors import Choose, Factor, Shape, pair, shape_of
-from mechfeat.ntk.fallback import jacobian
+from mechfeat.ntk.factors import Choose
 from mechfeat.ntk.fingerprint import fingerprint
-from mechfeat.ntk.planner import Plan, PlanRow
+from mechfeat.ntk.planner import Plan
 from mechfeat.ntk.result import Coverage
-from mechfeat.ntk.total import Total
+from mechfeat.ntk.tile import Conflict, Contraction, Foreseen, Side, captured, foreseen
+from mechfeat.ntk.whole import Whole
 
 _PATHS = {"exact": "exact", "unused": "unused"}
 
@@ -53,6 +50,7 @@ class Job:
     seed: int
     forced: dict[str, str] = field(default_factory=dict)  # parameter → contraction, to repeat one on fewer samples
     read: str = ""  # what the model's outputs were made into, for the memory of proofs
+    block: int | None = None  # samples of a block; all of a batch by default
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
@@ -60,130 +58,122 @@ class Job:
         if len(self.samples) == 1:
             self.samples *= 2
 
+    @property
+    def same(self) -> bool:
+        """Whether the kernel is of a batch with itself."""
+        return len(self.xs) == 1
+
+    def blocks(self, side: int) -> list[slice]:
+        """Blocks of samples, of equal size but for the last.
+
+        Args:
+            side: 0 or 1.
+
+        Returns:
+            Their ranges.
+        """
+        n = len(self.xs[side])
+        many = -(-n // (self.block or n))
+        step = -(-n // many)
+        return [slice(i, min(i + step, n)) for i in range(0, n, step)]
+
     # --- computing
 
     def run(self, banned: dict[str, str]) -> State:
         """Capture, contract, sum. ``banned`` parameters take the exact path."""
-        captures, ys = self._forward(banned)
-        n1, n2, o = len(ys[0]), len(ys[-1]), ys[0].shape[1]
-        same = len(ys) == 1
-        options = (self.outputs, self.read, self.method, self.layerwise, tuple(sorted(self.forced.items())))
-        key = fingerprint(self.module, self.xs, captures, options)
-        total = Total(ys[0], (n1, n2), o, self.outputs, same=same, samples=self.samples, layerwise=self.layerwise)
-        unfit, kept = dict(captures[0].unfit), tuple(y.detach() for y in ys)
-        rows: dict[str, PlanRow] = {}
-        methods: dict[str, str] = {}
+        fold = not self.layerwise  # a part of its own is asked for each parameter, or a bias goes with its weight
+        while True:
+            try:
+                return self._run(banned, fold)
+            except Conflict as conflict:
+                banned, fold = {**banned, **conflict.unfit}, conflict.fold
 
-        stored: dict[str, list[Factor]] = {}
-        head = self._bottleneck(captures)
+    def _run(self, banned: dict[str, str], fold: bool) -> State:
+        work, agreed = self._contraction(), _Agreed()
+        whole = Whole((len(self.xs[0]), len(self.xs[-1])), self.outputs, same=self.same, samples=self.samples)
+        keys: dict[int, None] = {}
+        values: list[list[Tensor]] = [[] for _ in self.xs]
 
-        def sink(name: str, factors: list[Factor]) -> None:
-            other = factors if same else stored.pop(name, None)
-            if other is None:  # the second batch does not reach this parameter
-                return
-            p = self.parameters[name]
-            how, shape = total.add(name, factors, other, self._chooser(name), len(p) if p.ndim else 1)
-            methods[name] = how
-            row = self._row(name, "+".join(captures[0].used[name]), shape, how, n1, n2, sent)
-            rows[name] = replace(row, macs=row.macs + rows[name].macs, bytes=max(row.bytes, rows[name].bytes)) if name in rows else row
+        def side(i: int, block: slice, first: bool) -> Side:
+            made = captured(self.module, self.xs[i][block], f"x{i + 1}", banned, fold)
+            agreed.check(made, i)
+            if first:
+                values[i].append(made.values)
+                keys[self._key(made)] = None
+            return made
 
-        if head is not None:
-            for name, own in head.factors(captures[0].fold).items():
-                total.add(name, own[0], own[-1], planner.choose, o)
-                rows[name] = self._head_row(name, head, captures[0])
-        for some in (None,) if head is None else head.basis.T.split(ROWS):
-            sent = o if some is None else len(some)
-            if not same:
-                captures[1].backward(ys[1], stored.__setitem__, some, () if head is None else head.names)
-            captures[0].backward(ys[0], sink, some, () if head is None else head.names)
-            stored.clear()
-        if head is not None and captures[0].fold:
-            captures[0].folded |= dict.fromkeys(head.names[1:], head.names[0])
-        ys = ()  # frees the graph before the exact path needs memory
-        for bias, weight in captures[0].folded.items():
-            if weight in rows:
-                rows[bias] = self._row(bias, "+".join(captures[0].used[bias]), None, "folded", n1, n2, o)
-        if unfit:
-            J1 = jacobian(self.module, self.xs[0], list(unfit), o)
-            J2 = J1 if same else jacobian(self.module, self.xs[1], list(unfit), o)
-            for name, reason in unfit.items():
-                total.add_dense(name, J1[name], J2[name])
-                methods[name] = "exact"
-                rows[name] = self._row(name, reason, None, "exact", n1, n2, o)
-        for name in self.parameters:
-            if name not in rows:
-                rows[name] = self._row(name, "not used, or not reaching the output", None, "unused", n1, n2, o)
-        kernel = total.finish()
+        for columns, met in self._pairs():
+            right: Side | None = None
+            if not self.same:
+                right = side(1, columns, True)
+                if work.find(right, right) is None:
+                    right.sent(None, ())
+            for rows in met:
+                left = side(0, rows, rows == columns if self.same else columns.start == 0)
+                right = right or left
+                tile = work.tile(left, right, [whole.local(0, rows), whole.local(1, columns)], last=rows == met[-1])
+                whole.put(tile, rows, columns, agreed.o)
         return State(
-            kernel,
-            o,
-            key,
-            kept,
-            unfit,
-            self._table([rows[name] for name in self.parameters], o),
-            [Coverage(name, _PATHS.get(rows[name].contraction, "rule"), rows[name].function) for name in self.parameters],
-            {name: total.layers[name] for name in self.parameters if name in total.layers},
-            total.parts,
-            methods,
-            {bias: weight for bias, weight in captures[0].folded.items() if rows[bias].contraction == "folded"},
-            None if head is None else head.basis,
+            whole.kernel,
+            agreed.o,
+            next(iter(keys)) if len(keys) == 1 else hash(tuple(keys)),
+            tuple(torch.cat(v) for v in values),
+            agreed.unfit,
+            self._table(work, agreed.o),
+            [Coverage(name, _PATHS.get(work.rows[name].contraction, "rule"), work.rows[name].function) for name in self.parameters],
+            {name: whole.layers[name] for name in self.parameters if name in whole.layers},
+            whole.parts,
+            work.methods,
+            work.folded,
+            None if work.head is None else work.head.basis,
         )
 
+    def _pairs(self) -> Iterator[tuple[slice, list[slice]]]:
+        """Pair the blocks.
+
+        Yields:
+            A block of the second side, and those of the first that meet it; of one batch, those from it on.
+        """
+        rows = self.blocks(0)
+        if self.same:
+            yield from ((columns, rows[i:]) for i, columns in enumerate(rows))
+        else:
+            yield from ((columns, rows) for columns in self.blocks(1))
+
+    def _key(self, side: Side) -> int:
+        options = (self.outputs, self.read, self.method, self.layerwise, tuple(sorted(self.forced.items())), self.same, self.block)
+        return fingerprint(self.module, (side.x,), (side.capture,), options)
+
+    # --- planning
+
     def plan(self, banned: dict[str, str]) -> Plan:
-        """What :meth:`run` would do, from one forward pass, and one backward pass over activations that shows which positions live."""
-        captures, ys = self._forward(banned)
-        n1, n2, o = len(ys[0]), len(ys[-1]), ys[0].shape[1]
-        head = self._bottleneck(captures)
-        factors = [c.factors_of(y) for c, y in zip(captures, ys)]
-        rows = []
-        for name in self.parameters:
-            function = "+".join(captures[0].used.get(name, ()))
-            if name in captures[0].unfit:
-                rows.append(self._row(name, captures[0].unfit[name], None, "exact", n1, n2, o))
-            elif head is not None and name in head.names:
-                first = name == head.names[0]
-                rows.append(self._head_row(name, head, captures[0]) if first else self._row(name, function, None, "folded", n1, n2, o))
-            elif all(captures[0].folded.get(name) in f for f in factors):
-                rows.append(self._row(name, function, None, "folded", n1, n2, o))
-            elif any(name not in f for f in factors):
-                rows.append(self._row(name, "not used, or not reaching the output", None, "unused", n1, n2, o))
-            else:
-                found = shape_of(*pair(factors[0][name], factors[-1][name]))  # one object for one batch
-                parts = []
-                for sent in (o,) if head is None else [len(some) for some in head.basis.T.split(ROWS)]:
-                    shape = None if found is None else replace(found, o=sent)
-                    how = "dense" if shape is None else self._chooser(name)(shape, self.outputs)
-                    parts.append(self._row(name, function, shape, how, n1, n2, sent))
-                rows.append(replace(parts[-1], macs=sum(p.macs for p in parts), bytes=max(p.bytes for p in parts)))
-        return self._table(rows, o)
+        """What :meth:`run` would do, from one forward pass of each block, and one backward pass over activations that shows which
+        positions live.
+        """
+        fold = not self.layerwise
+        while True:
+            try:
+                return self._plan(banned, fold)
+            except Conflict as conflict:
+                banned, fold = {**banned, **conflict.unfit}, conflict.fold
 
-    def _bottleneck(self, captures: tuple[Capture, ...]) -> Head | None:
-        return find(captures) if self.outputs == "trace" and self.method == "auto" and not self.forced else None
+    def _plan(self, banned: dict[str, str], fold: bool) -> Plan:
+        work, agreed = self._contraction(), _Agreed()
+        seen: list[dict[int, Foreseen]] = []
+        for i, x in enumerate(self.xs):
+            seen.append({})
+            for block in self.blocks(i):
+                made = captured(self.module, x[block], f"x{i + 1}", banned, fold)
+                agreed.check(made, i)
+                seen[i][block.start] = foreseen(made)
+        for columns, met in self._pairs():
+            for rows in met:
+                work.foresee(seen[0][rows.start], seen[-1][columns.start])
+        return self._table(work, agreed.o)
 
-    def _head_row(self, name: str, head: Head, capture: Capture) -> PlanRow:
-        n1, n2, o = len(head.inputs[0]), len(head.inputs[-1]), len(head.basis)
-        k = head.factors(capture.fold)[name][0][0].right.shape[2]
-        shape = Shape(n1, n2, o, 1, 1, o, k, same=len(self.xs) == 1, unit=True)
-        return self._row(name, "+".join(capture.used[name]), shape, "output", n1, n2, o)
-
-    def _forward(self, banned: dict[str, str]) -> tuple[tuple[Capture, ...], tuple[Tensor, ...]]:
-        # A part of its own is asked for each parameter, or a bias goes with its weight.
-        captures = tuple(Capture(self.module, len(x), banned, fold=not self.layerwise) for x in self.xs)
-        ys = tuple(check_output(c.forward(x), len(x), f"x{i + 1}") for i, (c, x) in enumerate(zip(captures, self.xs)))
-        if len({y.shape[1] for y in ys}) > 1:
-            raise ShapeError(
-                f"The model gives {ys[0].shape[1]} outputs a sample for x1 and {ys[1].shape[1]} for x2. A kernel between them "
-                "needs the same outputs."
-            )
-        for c, y in zip(captures, ys):
-            c.find_hidden(y)
-        unfit = {name: reason for c in captures for name, reason in c.unfit.items()}
-        for c in captures:  # a parameter takes the same path on both sides
-            c.unfit = dict(unfit)
-        if len({tuple(sorted(c.foldable().items())) for c in captures}) > 1:
-            for c in captures:
-                c.fold = False
-        return captures, ys
+    def _contraction(self) -> Contraction:
+        bottleneck = self.outputs == "trace" and self.method == "auto" and not self.forced
+        return Contraction(self.module, self.parameters, self.outputs, self.layerwise, bottleneck, self._chooser)
 
     def _chooser(self, name: str) -> Choose:
         forced = self.forced.get(name, self.method)
@@ -191,12 +181,48 @@ class Job:
             return lambda shape, outputs: forced  # type: ignore[return-value]
         return planner.choose
 
-    def _row(self, name: str, function: str, shape: Shape | None, how: str, n1: int, n2: int, o: int) -> PlanRow:
-        p = self.parameters[name]
-        return planner.row(name, function, shape, p.numel(), (n1, n2), o, self.outputs, how, p.element_size(), len(self.xs) == 1)
-
-    def _table(self, rows: Sequence[PlanRow], o: int) -> Plan:
+    def _table(self, work: Contraction, o: int) -> Plan:
         one = next(iter(self.parameters.values()))
-        shape = kernel_shape(len(self.xs[0]), len(self.xs[-1]), o, self.outputs)
+        n1, n2 = len(self.xs[0]), len(self.xs[-1])
+        for name in self.parameters:
+            if name not in work.rows:
+                work.note(work.row(name, "not used, or not reaching the output", None, "unused", n1, n2, o, self.same))
+        shape = kernel_shape(n1, n2, o, self.outputs)
         rate = planner.machine_rate(one.device.type, one.dtype, torch.get_num_threads())
-        return Plan(tuple(rows), shape, torch.Size(shape).numel() * max(4, one.element_size()), self.outputs, rate)
+        rows = tuple(work.rows[name] for name in self.parameters)
+        return Plan(rows, shape, torch.Size(shape).numel() * max(4, one.element_size()), self.outputs, rate)
+
+
+@dataclass
+class _Agreed:
+    """What all blocks have in common; the first one sets it."""
+
+    o: int = 0
+    unfit: dict[str, str] = field(default_factory=dict)
+    folded: dict[str, str] = field(default_factory=dict)
+    side: int | None = None
+
+    def check(self, block: Side, side: int) -> None:
+        """Compare a block with the first.
+
+        Args:
+            block: The block.
+            side: 0 or 1.
+
+        Raises:
+            ShapeError: They have different numbers of outputs.
+            Conflict: They want a parameter to take different paths.
+        """
+        o, capture = block.values.shape[1], block.capture
+        if self.side is None:
+            self.o, self.unfit, self.folded, self.side = o, dict(capture.unfit), capture.foldable(), side
+            return
+        if o != self.o:
+            first, second = (o, self.o) if side < self.side else (self.o, o)
+            raise ShapeError(
+                f"The model gives {first} outputs a sample for x1 and {second} for x2. A kernel between them needs the same outputs."
+            )
+        if capture.unfit.keys() != self.unfit.keys():
+            raise Conflict({**capture.unfit, **self.unfit}, capture.fold)
+        if capture.foldable() != self.folded:
+            raise Conflict(self.unfit, False)

@@ -60,7 +60,8 @@ class Total:
         """
         if self._defer(factors1, factors2):
             a, b = F.pair(factors1, factors2)
-            shape = F.shape_of(a, b)
+            first = F.outline(a)
+            shape = F.shape_of(first, first if b is a else F.outline(b))
             if shape is not None and shape.t == shape.s == 1 and (how := choose(shape, self._outputs)) in ("gram", "output"):
                 assert isinstance(a, F.Outer)
                 assert isinstance(b, F.Outer)
@@ -69,8 +70,9 @@ class Total:
                 left2, right2 = (left1, right1) if b is a else (None if how == "output" else widen(b.left[:, :, 0]), widen(b.right[:, 0]))
                 self._singles.append((name, Single(left1, right1, left2, right2)))
                 small = self._zeros([len(s) for s in self._samples])
-                few1 = [a.at(self._samples[0])]
-                F.contract(small, few1, few1 if b is a else [b.at(self._samples[1])], self._outputs, lambda *_: how, n_rows)
+                if small.numel():
+                    few1 = [a.at(self._samples[0])]
+                    F.contract(small, few1, few1 if b is a else [b.at(self._samples[1])], self._outputs, lambda *_: how, n_rows)
                 self._note(name, small)
                 return how, shape
         done: list[tuple[str, F.Shape | None]] = []
@@ -150,6 +152,8 @@ class Total:
     def _check(self) -> None:
         assert self._kernel is not None
         found, want = on_samples(self._kernel, self._samples, self._outputs), sum(self.parts.values())
+        if not found.numel():
+            return
         gap, scale = float((found - want).abs().max()), float(found.abs().max())
         if not gap <= tolerances(self._like.dtype)[0] * scale and scale == scale:
             raise ProofError(["the sum over parameters"], [gap / scale], "Every part was right on its own: please report this model.")
@@ -166,5 +170,5 @@ def on_samples(part: Tensor, samples: list[list[int]], outputs: Outputs) -> Tens
     Returns:
         A smaller kernel of the same layout; a copy.
     """
-    a, b = (torch.tensor(s, device=part.device) for s in samples)
+    a, b = (torch.tensor(s, dtype=torch.long, device=part.device) for s in samples)
     return part[a][:, :, b] if outputs == "full" else part[a][:, b]

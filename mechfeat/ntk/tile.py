@@ -1,0 +1,289 @@
+"""One tile of a kernel: two blocks of samples, captured and contracted."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from mechfeat.kernels import Outputs
+from mechfeat.ntk import planner
+from mechfeat.ntk.bottleneck import ROWS, Head, find
+from mechfeat.ntk.capture import Capture
+from mechfeat.ntk.checks import check_output
+from mechfeat.ntk.factors import Choose, Factor, Outline, Shape, outline, pair, shape_of
+from mechfeat.ntk.fallback import jacobian
+from mechfeat.ntk.planner import PlanRow
+from mechfeat.ntk.total import Total
+
+
+class Conflict(Exception):
+    """Two blocks want a parameter to take different paths.
+
+    Attributes:
+        unfit: Parameters that some block's rules do not cover.
+        fold: Whether biases may be folded.
+    """
+
+    def __init__(self, unfit: dict[str, str], fold: bool) -> None:
+        super().__init__()
+        self.unfit, self.fold = unfit, fold
+
+
+@dataclass
+class Side:
+    """A block of samples after its forward pass.
+
+    Attributes:
+        x: The block.
+        capture: Its taps.
+        y: Its outputs, with the graph while backward passes are still to come.
+        values: Its outputs.
+        factors: What a backward pass gave, for the second side of a tile.
+        exact: Gradients of parameters that no rule covers, once asked for.
+    """
+
+    x: Tensor
+    capture: Capture
+    y: Tensor | None
+    values: Tensor
+    factors: dict[str, list[Factor]] = field(default_factory=dict)
+    exact: dict[str, Tensor] = field(default_factory=dict)
+
+    def sent(self, rows: Tensor | None, names: tuple[str, ...]) -> None:
+        """Send the outputs back, and keep the factors.
+
+        Args:
+            rows: Combinations of the outputs; None for each of them, once and for all.
+            names: Parameters to leave out.
+        """
+        assert self.y is not None
+        self.factors.clear()
+        self.capture.backward(self.y, self.factors.__setitem__, rows, names)
+        if rows is None:
+            self.y = None  # the graph is as large as the factors
+
+    def jacobian(self, module: nn.Module, names: list[str]) -> dict[str, Tensor]:
+        """Gradients of whole parameters by autograd."""
+        if not self.exact:
+            self.exact = jacobian(module, self.x, names, self.values.shape[1])
+        return self.exact
+
+
+def captured(module: nn.Module, x: Tensor, name: str, banned: dict[str, str], fold: bool) -> Side:
+    """Run a block forward with taps.
+
+    Args:
+        module: The model.
+        x: The block.
+        name: ``x1`` or ``x2``, for messages.
+        banned: Parameters that rules shall leave alone, with the reason.
+        fold: Contract a bias with its weight where that is possible.
+
+    Returns:
+        The block, ready to be sent back.
+    """
+    capture = Capture(module, len(x), banned, fold=fold)
+    y = check_output(capture.forward(x), len(x), name)
+    capture.find_hidden(y)
+    return Side(x, capture, y, y.detach())
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What a plan knows of a block.
+
+    Attributes:
+        n: Samples.
+        o: Outputs.
+        capture: Its taps, which hold no graph any more.
+        outlines: Parameter → outline of its gradient; None for one that is formed. Missing where no gradient arrives.
+    """
+
+    n: int
+    o: int
+    capture: Capture
+    outlines: dict[str, Outline | None]
+
+
+def foreseen(side: Side) -> Foreseen:
+    """Send one random combination of a block's outputs back, to see what arrives.
+
+    Args:
+        side: The block; its graph is given up.
+
+    Returns:
+        What was seen.
+    """
+    assert side.y is not None
+    _ = side.capture.head  # while its taps are there
+    found = side.capture.factors_of(side.y)
+    side.y = None
+    return Foreseen(len(side.x), side.values.shape[1], side.capture, {name: outline(pair(f, f)[0]) for name, f in found.items()})
+
+
+@dataclass
+class Contraction:
+    """How tiles are contracted, and what it came to, all tiles together.
+
+    Attributes:
+        module: The model.
+        parameters: Its trainable parameters.
+        outputs: What is kept of the outputs.
+        layerwise: Keep each parameter's part.
+        bottleneck: Send back the columns of a wide head rather than its outputs.
+        chooser: Decides between the orders, for a parameter.
+        rows: Lines of the plan.
+        methods: Parameter → contraction.
+        folded: Bias → weight.
+        head: The wide head, if one was met.
+    """
+
+    module: nn.Module
+    parameters: dict[str, nn.Parameter]
+    outputs: Outputs
+    layerwise: bool
+    bottleneck: bool
+    chooser: Callable[[str], Choose]
+    rows: dict[str, PlanRow] = field(default_factory=dict)
+    methods: dict[str, str] = field(default_factory=dict)
+    folded: dict[str, str] = field(default_factory=dict)
+    head: Head | None = None
+
+    def tile(self, left: Side, right: Side, samples: list[list[int]], *, last: bool) -> Total:
+        """Contract two blocks.
+
+        Args:
+            left: Rows of the tile; sent back here.
+            right: Columns of the tile, sent back already unless there is a wide head; ``left`` itself for a block with itself.
+            samples: Proof samples of each, by their place in the block.
+            last: The factors of ``right`` are not needed again.
+
+        Returns:
+            The tile, to be finished.
+        """
+        same = right is left
+        n1, n2, o = len(left.x), len(right.x), left.values.shape[1]
+        total = Total(left.values, (n1, n2), o, self.outputs, same=same, samples=samples, layerwise=self.layerwise)
+        capture, unfit = left.capture, left.capture.unfit
+        head = self.find(left, right)
+        rows: dict[str, PlanRow] = {}
+        keep: dict[str, list[Factor]] = {}
+
+        def sink(name: str, factors: list[Factor]) -> None:
+            if same and not last:
+                keep[name] = factors
+            other = factors if same else right.factors.pop(name, None) if last else right.factors.get(name)
+            if other is None:  # the second batch does not reach this parameter
+                return
+            p = self.parameters[name]
+            how, shape = total.add(name, factors, other, self.chooser(name), len(p) if p.ndim else 1)
+            row = self.row(name, "+".join(capture.used[name]), shape, how, n1, n2, sent, same)
+            rows[name] = together(rows[name], row) if name in rows else row
+
+        if head is not None:
+            self.head = head
+            for name, own in head.factors(capture.fold).items():
+                total.add(name, own[0], own[-1], planner.choose, o)
+                rows[name] = self.head_row(name, head, capture.used[name], capture.fold)
+        names = () if head is None else head.names
+        assert left.y is not None
+        for some in (None,) if head is None else head.basis.T.split(ROWS):
+            sent = o if some is None else len(some)
+            if head is not None and not same:
+                right.sent(some, names)
+            capture.backward(left.y, sink, some, names)
+        folded = dict(capture.folded)
+        if head is not None and capture.fold:
+            folded |= dict.fromkeys(head.names[1:], head.names[0])
+        if same:
+            left.factors = keep
+        if head is None:
+            left.y = None  # frees the graph before the exact path needs memory
+        for bias, weight in folded.items():
+            if weight in rows:
+                rows[bias] = self.row(bias, "+".join(capture.used[bias]), None, "folded", n1, n2, o, same)
+        if unfit:
+            J1, J2 = (side.jacobian(self.module, list(unfit)) for side in (left, right))
+            for name, reason in unfit.items():
+                total.add_dense(name, J1[name], J2[name])
+                rows[name] = self.row(name, reason, None, "exact", n1, n2, o, same)
+            if not same or last:
+                left.exact = {}
+        for row in rows.values():
+            self.note(row)
+        self.folded |= {bias: weight for bias, weight in folded.items() if rows.get(bias) and rows[bias].contraction == "folded"}
+        return total
+
+    def foresee(self, left: Foreseen, right: Foreseen) -> None:
+        """Note what :meth:`tile` would do.
+
+        Args:
+            left: Rows of the tile.
+            right: Columns of the tile; ``left`` itself for a block with itself.
+        """
+        same, o, capture = right is left, left.o, left.capture
+        sizes = left.n, right.n, o, same
+        head = self.find(left, right)
+        for name in self.parameters:
+            function = "+".join(capture.used.get(name, ()))
+            if name in capture.unfit:
+                self.note(self.row(name, capture.unfit[name], None, "exact", *sizes))
+            elif head is not None and name in head.names:
+                own = name == head.names[0] or not capture.fold
+                self.note(
+                    self.head_row(name, head, capture.used[name], capture.fold) if own else self.row(name, function, None, "folded", *sizes)
+                )
+            elif all(capture.folded.get(name) in s.outlines for s in (left, right)):
+                self.note(self.row(name, function, None, "folded", *sizes))
+            elif name in left.outlines and name in right.outlines:
+                found = shape_of(left.outlines[name], right.outlines[name])
+                row = None
+                for sent in (o,) if head is None else [len(some) for some in head.basis.T.split(ROWS)]:
+                    shape = None if found is None else replace(found, o=sent)
+                    how = "dense" if shape is None else self.chooser(name)(shape, self.outputs)
+                    part = self.row(name, function, shape, how, left.n, right.n, sent, same)
+                    row = part if row is None else together(row, part)
+                assert row is not None
+                self.note(row)
+
+    def note(self, row: PlanRow) -> None:
+        """Add a tile's line of the plan to that of all tiles; the contraction named is that of the most products.
+
+        Args:
+            row: The line.
+        """
+        name, known = row.parameter, self.rows.get(row.parameter)
+        if row.contraction not in ("folded", "unused") and (known is None or row.macs >= known.macs):
+            self.methods[name] = row.contraction
+        self.rows[name] = row if known is None else together(known, row)
+
+    def find(self, left: Side | Foreseen, right: Side | Foreseen) -> Head | None:
+        """The wide head of two blocks, if going through its bottleneck saves backward passes."""
+        return find((left.capture,) if right is left else (left.capture, right.capture)) if self.bottleneck else None
+
+    def row(self, name: str, function: str, shape: Shape | None, how: str, n1: int, n2: int, o: int, same: bool) -> PlanRow:
+        """A line of the plan."""
+        p = self.parameters[name]
+        return planner.row(name, function, shape, p.numel(), (n1, n2), o, self.outputs, how, p.element_size(), same)
+
+    def head_row(self, name: str, head: Head, used: list[str], fold: bool) -> PlanRow:
+        """The line of a wide head's own parameter."""
+        n1, n2, o = len(head.inputs[0]), len(head.inputs[-1]), len(head.basis)
+        same = len(head.inputs) == 1
+        k = head.factors(fold)[name][0][0].right.shape[2]
+        shape = Shape(n1, n2, o, 1, 1, o, k, same=same, unit=True)
+        return self.row(name, "+".join(used), shape, "output", n1, n2, o, same)
+
+
+def together(a: PlanRow, b: PlanRow) -> PlanRow:
+    """Two contractions of one parameter, one after the other.
+
+    Args:
+        a: A line of the plan.
+        b: Another.
+
+    Returns:
+        One line for both, with the sum of products and the larger memory.
+    """
+    first = a if a.macs > b.macs else b
+    return replace(first, macs=a.macs + b.macs, bytes=max(a.bytes, b.bytes))

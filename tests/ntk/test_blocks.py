@@ -1,0 +1,47 @@
+"""Blocks of samples change nothing but the memory."""
+
+import pytest
+import torch
+
+from mechfeat.ntk.checks import check_model
+from mechfeat.ntk.job import Job
+from mechfeat.ntk.verify import proved
+from tests.ntk.test_exact import OUTPUTS
+from tests.ntk.zoo import ZOO
+
+
+def job(net, xs, outputs, block, layerwise=False, method="auto"):
+    return Job(net, check_model(net), xs, outputs, method, layerwise, 0, block=block)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+@pytest.mark.parametrize("name", ZOO)
+def test_blocks_give_the_whole(name):
+    net, x1, x2 = ZOO[name].build()
+    for xs in ((x1,), (x1, x2)):
+        for outputs in OUTPUTS:
+            want, _, _ = proved(whole := job(net, xs, outputs, None), whole.run({}), False)
+            for block in (1, 3) if name in ("resnet", "embedding twice", "unused") else (2,):
+                small = job(net, xs, outputs, block)
+                have, _, failed = proved(small, small.run({}), False)
+                scale = want.kernel.abs().max()
+                assert (have.kernel - want.kernel).abs().max() <= 1e-12 * scale
+                assert set(failed) <= set(want.unfit)
+                for part, other in zip(have.ys, want.ys):
+                    torch.testing.assert_close(part, other)
+                for parameter, part in want.parts.items():
+                    assert (have.parts[parameter] - part).abs().max() <= 1e-12 * scale
+                if len(xs) == 1:
+                    mirrored = have.kernel.permute(2, 3, 0, 1) if outputs == "full" else have.kernel.transpose(0, 1)
+                    assert torch.equal(have.kernel, mirrored)
+                assert small.plan(dict(have.unfit)).rows == have.plan.rows
+
+
+def test_layers_are_put_together():
+    net, x1, x2 = ZOO["resnet"].build()
+    for xs in ((x1,), (x1, x2)):
+        for outputs in OUTPUTS:
+            want, have = (job(net, xs, outputs, block, layerwise=True).run({}) for block in (None, 2))
+            assert want.layers.keys() == have.layers.keys()
+            for name, layer in want.layers.items():
+                torch.testing.assert_close(have.layers[name], layer)
