@@ -254,6 +254,22 @@ class ProofError(MechfeatError, RuntimeError):
         super().__init__(f"The completeness proof failed for {rows}. {advice}")
 
 
+class MemoryCapError(MechfeatError, MemoryError):
+    """A computation cannot be done within the memory it was given.
+
+    Attributes:
+        cap: Bytes that were allowed.
+        smallest: Bytes that the smallest blocks are predicted to take, beside the model and its inputs.
+    """
+
+    def __init__(self, cap: int, smallest: int) -> None:
+        self.cap, self.smallest = cap, smallest
+        super().__init__(
+            f"max_memory={cap} bytes is not enough: with one sample at a time the kernel is predicted to take {smallest} bytes beside the "
+            f"model and its inputs. Allow max_memory={smallest}, give fewer samples, or ask for outputs='trace' or 'pseudo'."
+        )
+
+
 class SessionClosedError(MechfeatError, RuntimeError):
     """A session was called after its ``with`` block had ended."""
 

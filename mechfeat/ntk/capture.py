@@ -6,6 +6,7 @@ gradient there into a factor of the parameter's gradient. Uses are grouped by th
 factors are handed on when its last use has been reached, and dropped. No weight gradient is ever asked from autograd.
 """
 
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -53,12 +54,14 @@ class Capture:
         used: Parameters covered by rules, with the names of the functions that received them, in order of the calls.
         unused: Parameters that no call received.
         log: What was met, call by call: a fingerprint of the pass.
+        building: Seconds spent on making factors of gradients.
         folded: Bias → weight, where one contraction does both.
     """
 
     def __init__(self, module: nn.Module, n: int, banned: dict[str, str], fold: bool = False) -> None:
         self.module, self.n, self.fold = module, n, fold
         self.folded: dict[str, str] = {}
+        self.building = 0.0
         parameters = trainable(module)
         self.name_of = {id(p): name for name, p in parameters.items()}
         self.unfit = dict(banned)
@@ -201,7 +204,7 @@ class Capture:
         self._done = set(skip)
         if y.requires_grad:
             self._reset()
-            step = self.outputs_at_once(len(seeds))
+            step = self.at_once(len(seeds), self._bytes)
             try:
                 self._send(y, seeds, step)
             except _Deaf:
@@ -235,18 +238,28 @@ class Capture:
             return None
         return names, W, factor.right[:, 0]
 
-    def outputs_at_once(self, o: int) -> int:
+    @staticmethod
+    def at_once(o: int, sizes: Iterable[float | int]) -> int:
         """How many outputs go through one backward pass.
 
         Args:
             o: Outputs of the model.
+            sizes: Bytes of one output's gradient at each tap.
 
         Returns:
             Their number.
         """
         # Memory, not arithmetic, limits a vmapped pass: gradients that outgrow the cache run at half the rate of one output after
         # the other. Small ones gain from large products and few calls.
-        return min(o, max(1, IN_CACHE // max(1, *self._bytes))) if self._bytes else o
+        return max(1, min(o, int(IN_CACHE // max(1.0, *sizes, 1.0))))
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Bytes of one output's gradient at each tap, and of what is kept of it until all outputs have been sent."""
+        found = []
+        for uses, size, shape in zip(self._taps, self._bytes, self._shapes):
+            formed = sum(u.parameter.numel() * u.parameter.element_size() * shape[0] for u in uses)
+            found.append((size, formed if all(u.small for u in uses) else size))
+        return found
 
     def factors_of(self, y: Tensor) -> dict[str, list[Factor]]:
         """Factors as the backward pass builds them, for one random combination of the outputs: their shapes are the plan.
@@ -353,7 +366,9 @@ class Capture:
             name = self.name_of[id(use.parameter)]
             if name not in self._open or name in self.folded:
                 continue
+            start = time.perf_counter()
             factor = use.factor(g)
+            self.building += time.perf_counter() - start
             if isinstance(factor, Outer):
                 if name in self._with_bias:
                     factor = factor.with_bias()

@@ -34,6 +34,7 @@ def empirical_ntk(
     outputs: Chosen = "full",
     layerwise: bool = False,
     method: Method = "auto",
+    max_memory: int | None = None,
     strict: bool = False,
     prove: Prove = "once",
     seed: int = 0,
@@ -56,6 +57,8 @@ def empirical_ntk(
         method: ``"auto"`` takes the cheapest contraction for each parameter. ``"block"`` forms each sample's weight gradient,
             ``"gram"`` multiplies Gram matrices, ``"mixed"`` carries gradients through the Gram of the inputs, ``"jacobian"`` takes
             autograd for every parameter; all are exact.
+        max_memory: Most bytes to take beside the model and its inputs. The batches are then captured in blocks, the largest that are
+            predicted to fit, and the kernel computed tile by tile; what a block's rows meet is captured once for each other block.
         strict: Raise where a parameter would be computed by autograd, rather than compute it so.
         prove: ``"once"`` checks every parameter's part against an independent gradient the first time this kind of model,
             input and options is met in the process, ``"always"`` each time, ``"never"`` not at all (then models whose samples
@@ -70,6 +73,7 @@ def empirical_ntk(
         UnsupportedLayerError: ``strict``, and a parameter is not covered by a rule.
         ProofError: ``strict``, and a parameter's part failed the proof; or the total failed, which autograd does not mend.
         ShapeError: The two batches give different numbers of outputs.
+        MemoryCapError: Not even one sample at a time fits in ``max_memory``; the error names the smallest that would do.
 
     Cost:
         ``(1 + o) n`` forward passes, and the contractions of :func:`plan`. The first call adds a forward and a backward
@@ -85,10 +89,10 @@ def empirical_ntk(
                 [1., 2.]])
     """
     module = unwrap(model)
-    _check_options(outputs, method, prove)
+    _check_options(outputs, method, prove, max_memory)
     repeat = repeatable(module) and not callable(outputs)  # what a function does is no part of what is remembered
     with readout.reading(module, outputs):
-        return _kernel(module, x1, x2, outputs, layerwise, method, strict, prove, seed, repeat)
+        return _kernel(module, x1, x2, outputs, layerwise, method, max_memory, strict, prove, seed, repeat)
 
 
 def _kernel(
@@ -98,6 +102,7 @@ def _kernel(
     outputs: Chosen,
     layerwise: bool,
     method: Method,
+    max_memory: int | None,
     strict: bool,
     prove: Prove,
     seed: int,
@@ -116,8 +121,11 @@ def _kernel(
         seed,
         read=readout.name_of(outputs),
     )
+    banned = dict.fromkeys(parameters, "method='jacobian'") if method == "jacobian" else {}
     with torch.inference_mode(False):
-        state = job.run(dict.fromkeys(parameters, "method='jacobian'") if method == "jacobian" else {})
+        if max_memory is not None:
+            job.fit(max_memory, banned)
+        state = job.run(banned)
         known = PROVED.get(state.key) if prove == "once" and remember else None
         failed: dict[str, float] = {}
         if known:
@@ -162,16 +170,27 @@ def _shown(plan: Plan, outputs: Chosen, word: str) -> Plan:
 
 
 def plan(
-    model: nn.Module | HookedModel, x1: Tensor, x2: Tensor | None = None, *, outputs: Chosen = "full", method: Method = "auto"
+    model: nn.Module | HookedModel,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    outputs: Chosen = "full",
+    layerwise: bool = False,
+    method: Method = "auto",
+    max_memory: int | None = None,
 ) -> Plan:
-    """What a kernel would cost: contraction, multiply-adds and memory of each parameter. The kernel is not computed.
+    """What a kernel would cost: contraction, multiply-adds, memory and seconds of each parameter. The kernel is not computed.
+
+    Seconds are predicted from rates that are measured once a process, in a fraction of a second.
 
     Args:
         model: The model.
         x1: A batch; the model is run forward on it once, and once backward to see at which positions gradients arrive.
         x2: Another batch.
         outputs: As for :func:`empirical_ntk`.
+        layerwise: As for :func:`empirical_ntk`.
         method: As for :func:`empirical_ntk`.
+        max_memory: As for :func:`empirical_ntk`.
 
     Returns:
         A plan, which prints as a table.
@@ -184,17 +203,22 @@ def plan(
         [('0.weight', 'gram', 1232), ('0.bias', 'folded', 0), ('2.weight', 'output', 272), ('2.bias', 'folded', 0)]
     """
     module = unwrap(model)
-    _check_options(outputs, method, "never")
+    _check_options(outputs, method, "never", max_memory)
     parameters = check_model(module)
     one = next(iter(parameters.values()))
     xs = (check_input(x1, "x1", one),) if x2 is None else (check_input(x1, "x1", one), check_input(x2, "x2", one))
-    job = Job(module, parameters, xs, readout.kept(outputs), method, False, 0)
+    job = Job(module, parameters, xs, readout.kept(outputs), method, layerwise, 0)
+    banned = dict.fromkeys(parameters, "method='jacobian'") if method == "jacobian" else {}
     with torch.inference_mode(False), readout.reading(module, outputs):
-        made = job.plan(dict.fromkeys(parameters, "method='jacobian'") if method == "jacobian" else {})
+        if max_memory is not None:
+            job.fit(max_memory, banned)
+        made = job.plan(banned)
     return _shown(made, outputs, readout.name_of(outputs))
 
 
-def _check_options(outputs: Any, method: str, prove: str) -> None:
+def _check_options(outputs: Any, method: str, prove: str, max_memory: Any) -> None:
+    if max_memory is not None and (isinstance(max_memory, bool) or not isinstance(max_memory, int) or max_memory <= 0):
+        raise OptionError("max_memory", max_memory, ("a positive number of bytes", None))
     for option, value, allowed in (
         ("method", method, ("auto", "block", "gram", "mixed", "jacobian")),
         ("prove", prove, ("once", "always", "never")),

@@ -1,16 +1,19 @@
 """One computation of a kernel: blocks of samples, one tile after the other."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from mechfeat.errors import ShapeError
 from mechfeat.kernels import Outputs, kernel_shape
-from mechfeat.ntk import planner, proof
+from mechfeat.ntk import cost, proof
+from mechfeat.ntk.bottleneck import ROWS
 from mechfeat.ntk.factors import Choose
 from mechfeat.ntk.fingerprint import fingerprint
+from mechfeat.ntk.footprint import Footprint, Saved, largest_block, peak
+from mechfeat.ntk.machine import Machine, machine
 from mechfeat.ntk.planner import Plan
 from mechfeat.ntk.result import Coverage
 from mechfeat.ntk.tile import Conflict, Contraction, Foreseen, Side, captured, foreseen
@@ -160,37 +163,98 @@ class Job:
     def _plan(self, banned: dict[str, str], fold: bool) -> Plan:
         work, agreed = self._contraction(), _Agreed()
         seen: list[dict[int, Foreseen]] = []
-        for i, x in enumerate(self.xs):
+        prints: list[Footprint] = []
+        seconds = [0.0, 0.0, 0.0]  # forward, backward, making factors
+        for i in range(len(self.xs)):
             seen.append({})
             for block in self.blocks(i):
-                made = captured(self.module, x[block], f"x{i + 1}", banned, fold)
-                agreed.check(made, i)
-                seen[i][block.start] = foreseen(made)
-        for columns, met in self._pairs():
-            for rows in met:
-                work.foresee(seen[0][rows.start], seen[-1][columns.start])
-        return self._table(work, agreed.o)
+                known = self._look(i, block, banned, fold, agreed)
+                seen[i][block.start] = known[0]
+                seconds = [s + t for s, t in zip(seconds, (known[1].forward, *known[0].seconds))]
+                prints += [known[1]] if block.start == 0 else []
+        met = [(rows, columns) for columns, many in self._pairs() for rows in many]
+        for rows, columns in met:
+            work.foresee(seen[0][rows.start], seen[-1][columns.start])
+        sent = agreed.o if work.head is None else work.head.basis.shape[1]
+        times = len(met) + (0 if self.same else len(self.blocks(1)))  # blocks sent back
+        if work.head is not None:
+            times += sum(rows != columns for rows, columns in met) if self.same else len(met)
+        share = times / sum(len(s) for s in seen)
+        forward, backward, made = seconds
+        passes = share * (forward + backward * sent + made * (1 if work.head is None else -(-sent // ROWS)))
+        return self._table(work, agreed.o, passes, self._peak(tuple(prints), agreed.o, work))
+
+    def _look(self, i: int, block: slice, banned: dict[str, str], fold: bool, agreed: "_Agreed") -> tuple[Foreseen, Footprint]:
+        saved = Saved()
+        owned = {p.untyped_storage().data_ptr() for p in self.module.parameters()}
+        with saved.watching(owned):
+            made = captured(self.module, self.xs[i][block], f"x{i + 1}", banned, fold)
+        agreed.check(made, i)
+        known = foreseen(made)
+        sizes = {name: p.numel() for name, p in self.parameters.items()}
+        return known, Footprint.of(known, made.seconds, saved.bytes, sizes, next(iter(self.parameters.values())).element_size())
+
+    def _peak(self, prints: tuple[Footprint, ...], o: int, work: Contraction) -> int:
+        n = max(len(x) for x in self.xs)
+        return self._peak_of(self.block or n, prints, o, work)
+
+    def _peak_of(self, block: int, prints: tuple[Footprint, ...], o: int, work: Contraction) -> int:
+        sides = len(self.xs[0]), len(self.xs[-1])
+        itemsize = max(4, next(iter(self.parameters.values())).element_size())
+        rows = o if work.head is None else ROWS
+        blocks = min(block, sides[0]), min(block, sides[1])
+        kept = len(self.parameters) if self.layerwise else 0
+        return peak(prints, sides, blocks, o, rows, self.outputs, itemsize, self._chooser, kept)
+
+    def fit(self, cap: int, banned: dict[str, str]) -> None:
+        """Set the size of the blocks to the largest that a cap allows, from what two samples of each side take.
+
+        Args:
+            cap: Bytes, beside the model and its inputs.
+            banned: Parameters that take the exact path.
+
+        Raises:
+            MemoryCapError: Not even blocks of one sample are small enough.
+        """
+        few = replace(self, xs=tuple(x[:2] for x in self.xs), block=None)
+        fold = not self.layerwise
+        while True:
+            try:
+                agreed, work = _Agreed(), self._contraction()
+                known = [few._look(i, slice(0, len(x)), banned, fold, agreed) for i, x in enumerate(few.xs)]
+                break
+            except Conflict as conflict:
+                banned, fold = {**banned, **conflict.unfit}, conflict.fold
+        work.head = work.find(known[0][0], known[-1][0] if len(known) > 1 else known[0][0])
+        prints = tuple(p for _, p in known)
+        self.block = largest_block(max(len(x) for x in self.xs), lambda b: self._peak_of(b, prints, agreed.o, work), cap)
 
     def _contraction(self) -> Contraction:
         bottleneck = self.outputs == "trace" and self.method == "auto" and not self.forced
-        return Contraction(self.module, self.parameters, self.outputs, self.layerwise, bottleneck, self._chooser)
+        return Contraction(self.module, self.parameters, self.outputs, self.layerwise, bottleneck, self._chooser, self._machine())
+
+    def _machine(self) -> Machine:
+        one = next(iter(self.parameters.values()))
+        dtype = one.dtype if one.element_size() >= 4 else torch.float32  # half precision is accumulated, and multiplied, in float32
+        return machine(one.device.type, dtype, torch.get_num_threads())
 
     def _chooser(self, name: str) -> Choose:
         forced = self.forced.get(name, self.method)
         if forced in ("block", "gram", "mixed"):
             return lambda shape, outputs: forced  # type: ignore[return-value]
-        return planner.choose
+        m = self._machine()
+        return lambda shape, outputs: cost.choose(shape, outputs, m)
 
-    def _table(self, work: Contraction, o: int) -> Plan:
+    def _table(self, work: Contraction, o: int, seconds: float | None = None, peak: int | None = None) -> Plan:
         one = next(iter(self.parameters.values()))
         n1, n2 = len(self.xs[0]), len(self.xs[-1])
         for name in self.parameters:
             if name not in work.rows:
                 work.note(work.row(name, "not used, or not reaching the output", None, "unused", n1, n2, o, self.same))
         shape = kernel_shape(n1, n2, o, self.outputs)
-        rate = planner.machine_rate(one.device.type, one.dtype, torch.get_num_threads())
         rows = tuple(work.rows[name] for name in self.parameters)
-        return Plan(rows, shape, torch.Size(shape).numel() * max(4, one.element_size()), self.outputs, rate)
+        size = torch.Size(shape).numel() * max(4, one.element_size())
+        return Plan(rows, shape, size, self.outputs, self.block, seconds, peak)
 
 
 @dataclass

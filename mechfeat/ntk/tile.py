@@ -1,8 +1,10 @@
 """One tile of a kernel: two blocks of samples, captured and contracted."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor, nn
 
 from mechfeat.kernels import Outputs
@@ -12,8 +14,30 @@ from mechfeat.ntk.capture import Capture
 from mechfeat.ntk.checks import check_output
 from mechfeat.ntk.factors import Choose, Factor, Outline, Shape, outline, pair, shape_of
 from mechfeat.ntk.fallback import jacobian
+from mechfeat.ntk.machine import Machine
 from mechfeat.ntk.planner import PlanRow
 from mechfeat.ntk.total import Total
+
+
+class Clock:
+    """Seconds since it was made.
+
+    Args:
+        device: What is waited for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = self._now()
+
+    def seconds(self) -> float:
+        """Seconds until now."""
+        return self._now() - self._start
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
 
 class Conflict(Exception):
@@ -38,6 +62,7 @@ class Side:
         capture: Its taps.
         y: Its outputs, with the graph while backward passes are still to come.
         values: Its outputs.
+        seconds: Of its forward pass.
         factors: What a backward pass gave, for the second side of a tile.
         exact: Gradients of parameters that no rule covers, once asked for.
     """
@@ -46,6 +71,7 @@ class Side:
     capture: Capture
     y: Tensor | None
     values: Tensor
+    seconds: float
     factors: dict[str, list[Factor]] = field(default_factory=dict)
     exact: dict[str, Tensor] = field(default_factory=dict)
 
@@ -82,10 +108,10 @@ def captured(module: nn.Module, x: Tensor, name: str, banned: dict[str, str], fo
     Returns:
         The block, ready to be sent back.
     """
-    capture = Capture(module, len(x), banned, fold=fold)
+    capture, clock = Capture(module, len(x), banned, fold=fold), Clock(x.device)
     y = check_output(capture.forward(x), len(x), name)
     capture.find_hidden(y)
-    return Side(x, capture, y, y.detach())
+    return Side(x, capture, y, y.detach(), clock.seconds())
 
 
 @dataclass(frozen=True)
@@ -97,12 +123,16 @@ class Foreseen:
         o: Outputs.
         capture: Its taps, which hold no graph any more.
         outlines: Parameter → outline of its gradient; None for one that is formed. Missing where no gradient arrives.
+        sizes: Bytes of one output's gradient at each tap, and what is kept of them.
+        seconds: Of the backward pass, and of making factors of what arrived.
     """
 
     n: int
     o: int
     capture: Capture
     outlines: dict[str, Outline | None]
+    sizes: list[tuple[int, int]]
+    seconds: tuple[float, float]
 
 
 def foreseen(side: Side) -> Foreseen:
@@ -115,10 +145,19 @@ def foreseen(side: Side) -> Foreseen:
         What was seen.
     """
     assert side.y is not None
-    _ = side.capture.head  # while its taps are there
+    _, sizes = side.capture.head, side.capture.sizes()  # while its taps are there
+    clock = Clock(side.x.device)
     found = side.capture.factors_of(side.y)
+    whole, made = clock.seconds(), side.capture.building
     side.y = None
-    return Foreseen(len(side.x), side.values.shape[1], side.capture, {name: outline(pair(f, f)[0]) for name, f in found.items()})
+    return Foreseen(
+        len(side.x),
+        side.values.shape[1],
+        side.capture,
+        {name: outline(pair(f, f)[0]) for name, f in found.items()},
+        sizes,
+        (whole - made, made),
+    )
 
 
 @dataclass
@@ -132,6 +171,7 @@ class Contraction:
         layerwise: Keep each parameter's part.
         bottleneck: Send back the columns of a wide head rather than its outputs.
         chooser: Decides between the orders, for a parameter.
+        machine: What predicted seconds are based on.
         rows: Lines of the plan.
         methods: Parameter → contraction.
         folded: Bias → weight.
@@ -144,6 +184,7 @@ class Contraction:
     layerwise: bool
     bottleneck: bool
     chooser: Callable[[str], Choose]
+    machine: Machine
     rows: dict[str, PlanRow] = field(default_factory=dict)
     methods: dict[str, str] = field(default_factory=dict)
     folded: dict[str, str] = field(default_factory=dict)
@@ -183,7 +224,7 @@ class Contraction:
         if head is not None:
             self.head = head
             for name, own in head.factors(capture.fold).items():
-                total.add(name, own[0], own[-1], planner.choose, o)
+                total.add(name, own[0], own[-1], self.chooser(name), o)
                 rows[name] = self.head_row(name, head, capture.used[name], capture.fold)
         names = () if head is None else head.names
         assert left.y is not None
@@ -223,7 +264,7 @@ class Contraction:
         """
         same, o, capture = right is left, left.o, left.capture
         sizes = left.n, right.n, o, same
-        head = self.find(left, right)
+        head = self.head = self.find(left, right)
         for name in self.parameters:
             function = "+".join(capture.used.get(name, ()))
             if name in capture.unfit:
@@ -264,7 +305,7 @@ class Contraction:
     def row(self, name: str, function: str, shape: Shape | None, how: str, n1: int, n2: int, o: int, same: bool) -> PlanRow:
         """A line of the plan."""
         p = self.parameters[name]
-        return planner.row(name, function, shape, p.numel(), (n1, n2), o, self.outputs, how, p.element_size(), same)
+        return planner.row(name, function, shape, p.numel(), (n1, n2), o, self.outputs, how, p.element_size(), same, self.machine)
 
     def head_row(self, name: str, head: Head, used: list[str], fold: bool) -> PlanRow:
         """The line of a wide head's own parameter."""
@@ -286,4 +327,4 @@ def together(a: PlanRow, b: PlanRow) -> PlanRow:
         One line for both, with the sum of products and the larger memory.
     """
     first = a if a.macs > b.macs else b
-    return replace(first, macs=a.macs + b.macs, bytes=max(a.bytes, b.bytes))
+    return replace(first, macs=a.macs + b.macs, bytes=max(a.bytes, b.bytes), seconds=a.seconds + b.seconds)

@@ -56,7 +56,7 @@ def _check_parts(job: Job, state: State) -> tuple[dict[str, float], list[str]]:
         return proof.gaps(state.parts, sides[0], sides[-1], state.ys[0].dtype, state.folded)
     # A reduced kernel has no quadratic form, so a small full one is proved with the contractions that were used, and reduced.
     few = tuple(x[s] for x, s in zip(job.xs, job.samples))
-    small = Job(job.module, job.parameters, few, "full", "auto", job.layerwise, job.seed, dict(state.methods))
+    small = Job(job.module, job.parameters, few, "full", "auto", job.layerwise, job.seed, dict(state.methods), block=job.block)
     try:
         full = small.run(dict(state.unfit))
     except MechfeatError:
@@ -120,7 +120,7 @@ def _check_total(job: Job, state: State) -> None:
     value, want, scale = 0.0, 0.0, 0.0
     for out in single:
         sides = []
-        for i, (x, u) in enumerate(zip(job.xs, us)):
+        for i, u in enumerate(us):
             v = u if out is None else torch.zeros_like(state.ys[i]).index_copy_(1, torch.tensor([out], device=u.device), u)
             sides.append(_summed(job, i, v, state.ys[i]))
         w, s = proof.products(sides[0], sides[-1])

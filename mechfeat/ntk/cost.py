@@ -1,0 +1,153 @@
+"""Predicted seconds of a contraction, and the choice between the orders.
+
+Multiply-adds alone do not decide: thin products run at a fraction of the rate of large ones, and what is carried or weighted is written to
+memory and read back. Each order is therefore costed by the products and passes that it does, at the rates of this machine.
+"""
+
+import math
+from functools import lru_cache
+
+from mechfeat.kernels import Outputs
+from mechfeat.kernels.contract import block_steps, gram_tiles, mixed_columns
+from mechfeat.kernels.symmetric import PIECE, area, bands
+from mechfeat.ntk.factors import Contraction, Shape
+from mechfeat.ntk.machine import Machine
+
+
+def dense_seconds(sides: tuple[int, int], o: int, size: int, outputs: Outputs, same: bool, itemsize: int, m: Machine) -> float:
+    """Predicted seconds for gradients that are there.
+
+    Args:
+        sides: Samples of the two sides.
+        o: Outputs.
+        size: Entries of the parameter.
+        outputs: What is kept of the outputs.
+        same: Both sides are one batch.
+        itemsize: Bytes a number.
+        m: The machine.
+
+    Returns:
+        Seconds.
+    """
+    n1, n2 = sides
+    rows, columns, inner, many = (n1 * o, n2 * o, size, 1) if outputs == "full" else (n1, n2, o * size, 1)
+    if outputs == "diagonal":
+        inner, many = size, o
+    pieces = max(1, math.ceil(inner / PIECE))
+    strips = len(list(bands(rows, same)))
+    met = area(rows, columns, same)
+    one = m.product(met / max(1, columns), min(inner, PIECE), columns, itemsize)
+    return many * (pieces * (one + m.pass_over(met, itemsize, 2) + strips * 5 * m.call) + 10 * m.call)
+
+
+def block_seconds(s: Shape, outputs: Outputs, m: Machine) -> float:
+    """Predicted seconds of the block order.
+
+    Args:
+        s: Sizes.
+        outputs: What is kept of the outputs.
+        m: The machine.
+
+    Returns:
+        Seconds.
+    """
+    n = s.n1 if s.same else s.n1 + s.n2
+    step, step_o = block_steps(n, s.o, s.c, s.k, outputs, s.itemsize)
+    chunks = math.ceil(s.c / step) * math.ceil(s.o / step_o)
+    size = n * s.o * s.c * s.k
+    if s.t == 1:
+        formed = chunks * 12 * m.call + m.pass_over(size, s.itemsize, 2)
+    else:
+        t = s.t if s.same else (s.n1 * s.t + s.n2 * s.s) / n
+        formed = s.o * math.ceil(s.c / step) * (m.product(step, t, s.k, s.itemsize, n) + 8 * m.call) + m.pass_over(size, s.itemsize, 1)
+    kept = step_o if outputs == "full" else min(step_o, s.o)
+    return formed + 20 * m.call + chunks * dense_seconds((s.n1, s.n2), kept, step * s.k, outputs, s.same, s.itemsize, m)
+
+
+def gram_seconds(s: Shape, outputs: Outputs, m: Machine) -> float:
+    """Predicted seconds of the gram order.
+
+    Args:
+        s: Sizes.
+        outputs: What is kept of the outputs.
+        m: The machine.
+
+    Returns:
+        Seconds.
+    """
+    total = 0.0
+    full = outputs == "full"
+    pairs = s.o * s.o if full else s.o
+    seen: dict[tuple[int, int], float] = {}
+    for a, b in gram_tiles(s.n1, s.n2, s.o, s.t, s.s, outputs, s.itemsize, s.same):
+        high, wide = a.stop - a.start, b.stop - b.start
+        if (high, wide) not in seen:
+            entries = high * wide * s.t * s.s
+            seconds = m.pass_over(entries, s.itemsize) if s.one_hot else m.product(high * s.t, s.k, wide * s.s, s.itemsize)
+            if full:
+                seconds += m.product(high * s.o * s.t, s.c, wide * s.o * s.s, s.itemsize)
+                single = s.t == s.s == 1
+                seconds += m.pass_over(entries * pairs, s.itemsize, 5 if single else 14) + (20 if single else 90) * m.call
+            elif outputs == "trace":
+                seconds += m.product(high * s.t, s.o * s.c, wide * s.s, s.itemsize) + m.pass_over(entries, s.itemsize, 6) + 50 * m.call
+            else:
+                each = m.product(high * s.t, s.c, wide * s.s, s.itemsize) + m.pass_over(entries, s.itemsize, 6) + 50 * m.call
+                seconds += s.o * each
+            seen[high, wide] = seconds
+        total += seen[high, wide]
+    return total
+
+
+def mixed_seconds(s: Shape, outputs: Outputs, m: Machine) -> float:
+    """Predicted seconds of the mixed order.
+
+    Args:
+        s: Sizes.
+        outputs: What is kept of the outputs.
+        m: The machine.
+
+    Returns:
+        Seconds.
+    """
+    total = 0.0
+    for columns, first in mixed_columns(s.n1, s.n2, s.o, s.t, s.c, s.itemsize, s.same):
+        wide, high = columns.stop - columns.start, s.n1 - first
+        entries = wide * s.s * high * s.t
+        total += m.pass_over(entries, s.itemsize) if s.one_hot else m.product(wide * s.s, s.k, high * s.t, s.itemsize)
+        carried = wide * s.o * high * s.t * s.c
+        total += m.product(high * s.t, s.s, s.c, s.itemsize, wide * s.o) + m.pass_over(carried, s.itemsize, 2)
+        if outputs == "full":
+            total += m.product(s.o, s.t * s.c, wide * s.o, s.itemsize, high) + m.pass_over(wide * high * s.o * s.o, s.itemsize, 4)
+        else:
+            total += m.pass_over(carried, s.itemsize, 8)
+        total += 40 * m.call
+    return total
+
+
+SECONDS = {"block": block_seconds, "gram": gram_seconds, "mixed": mixed_seconds}
+
+
+@lru_cache(maxsize=4096)
+def choose(s: Shape, outputs: Outputs, m: Machine) -> Contraction:
+    """The fastest order for one parameter.
+
+    Args:
+        s: Sizes.
+        outputs: What is kept of the outputs.
+        m: The machine.
+
+    Returns:
+        ``block``, ``gram`` or ``mixed``; ``output`` for the last layer.
+    """
+    if s.unit and s.t == s.s == 1:
+        return "output"
+    if s.t == s.s == 1 and min(s.c, s.k) > 2:
+        return "gram"  # always, and the same on every machine
+    seconds: dict[Contraction, float] = {"block": block_seconds(s, outputs, m)}
+    half = 2 if s.same else 1
+    least = s.n1 * s.n2 * s.t * s.s / half / m.products  # what one product of each pair of positions costs
+    if least * s.c * (s.o * s.o if outputs == "full" else s.o) < seconds["block"]:
+        seconds["gram"] = gram_seconds(s, outputs, m)
+    if least * s.c * s.o < seconds["block"]:
+        seconds["mixed"] = mixed_seconds(s, outputs, m)
+    return min(seconds, key=lambda how: seconds[how])

@@ -1,0 +1,206 @@
+"""How much memory a kernel takes, as a function of the size of its blocks, and the largest blocks that a cap allows."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mechfeat.errors import MemoryCapError
+from mechfeat.kernels import Outputs, kernel_shape
+from mechfeat.ntk.capture import Capture
+from mechfeat.ntk.counts import workspace_bytes
+from mechfeat.ntk.factors import Choose, Outline, shape_of
+from mechfeat.ntk.tile import Foreseen
+from mechfeat.ntk.total import LARGE
+
+MARGIN = 8 << 20  # bytes that torch takes for itself: workspaces of products, pages not given back
+
+
+@dataclass
+class Saved:
+    """Counts what a forward pass keeps for its backward pass.
+
+    Attributes:
+        bytes: Bytes of tensors that are no parameters, each storage once.
+    """
+
+    bytes: int = 0
+
+    @contextmanager
+    def watching(self, owned: set[int]) -> Iterator[None]:
+        """Count within a block.
+
+        Args:
+            owned: Addresses of the storages that are not counted, such as those of parameters.
+
+        Yields:
+            Nothing.
+        """
+        seen = set(owned)
+
+        def pack(t: Tensor) -> Tensor:
+            storage = t.untyped_storage()
+            if storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                self.bytes += storage.nbytes()
+            return t.detach()
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            yield
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that one sample takes on one side, and what does not depend on samples.
+
+    Attributes:
+        graph: What the forward pass keeps.
+        taps: Bytes of one output's gradient at each tap, and what is kept of it while the other outputs are sent.
+        outlines: Parameter → outline of its gradient, as of one sample and output.
+        exact: Entries of the parameters that the exact path computes.
+        weights: Bytes of all trainable parameters, which the proof's gradient takes again.
+        forward: Seconds of the forward pass of the block it was measured on.
+    """
+
+    graph: float
+    taps: tuple[tuple[float, float], ...]
+    outlines: Mapping[str, Outline | None]
+    exact: int
+    weights: int
+    forward: float
+
+    @classmethod
+    def of(cls, seen: Foreseen, forward: float, graph: int, sizes: Mapping[str, int], itemsize: int) -> "Footprint":
+        """The footprint of a block that was captured.
+
+        Args:
+            seen: The block.
+            forward: Seconds of its forward pass.
+            graph: Bytes that its forward pass kept.
+            sizes: Entries of each trainable parameter.
+            itemsize: Bytes of one.
+
+        Returns:
+            The footprint.
+        """
+        return cls(
+            graph / seen.n,
+            tuple((whole / seen.n, kept / seen.n) for whole, kept in seen.sizes),
+            seen.outlines,
+            sum(sizes[name] for name in seen.capture.unfit),
+            sum(sizes.values()) * itemsize,
+            forward,
+        )
+
+    def passes(self, b: int, o: int) -> float:
+        """Bytes of the gradients that wait for the other outputs, and of those under way.
+
+        Args:
+            b: Samples of the block.
+            o: Outputs, or rows in their place.
+
+        Returns:
+            Bytes.
+        """
+        largest = max((whole for whole, _ in self.taps), default=0.0)
+        step = Capture.at_once(o, [whole * b for whole, _ in self.taps])
+        waiting = sum(kept for _, kept in self.taps) * o if step < o else 0.0
+        return float((waiting + 3 * step * largest) * b)
+
+    def kept(self, b: int, o: int) -> float:
+        """Bytes of a block's factors while other blocks meet it.
+
+        Args:
+            b: Samples of the block.
+            o: Outputs, or rows in their place.
+
+        Returns:
+            Bytes.
+        """
+        rows = sum(a.t * max(a.k, 1) * a.itemsize for a in self.outlines.values() if a is not None)
+        return float((rows + o * sum(kept for _, kept in self.taps)) * b)
+
+
+def peak(
+    prints: tuple[Footprint, ...],
+    sides: tuple[int, int],
+    blocks: tuple[int, int],
+    o: int,
+    rows: int,
+    outputs: Outputs,
+    itemsize: int,
+    choose: Callable[[str], Choose],
+    layerwise: int,
+) -> int:
+    """Predicted peak of a computation, beside the model and the batches.
+
+    Args:
+        prints: Footprint of each side.
+        sides: Samples of the two sides.
+        blocks: Samples of a block of each.
+        o: Outputs.
+        rows: Rows sent back at a time in their place, with a wide head; otherwise the outputs.
+        outputs: What is kept of them.
+        itemsize: Bytes of a number of the kernel.
+        choose: Decides between the orders, for a parameter.
+        layerwise: Kernels of parameters that are kept.
+
+    Returns:
+        Bytes.
+    """
+    same = len(prints) == 1
+    left, right = prints[0], prints[-1]
+    b1, b2 = blocks
+    tiled = b1 < sides[0] or b2 < sides[1]
+    kernel = torch.Size(kernel_shape(*sides, o, outputs)).numel() * itemsize * (1 + layerwise)
+    part = torch.Size(kernel_shape(b1, b2, o, outputs)).numel() * itemsize
+    single = part > LARGE and not layerwise and (outputs == "full" or o == 1)  # parts of single positions are summed last
+    wide = 8 / itemsize if outputs == "trace" and itemsize < 8 and not single else 0
+    extra = part * (wide + (layerwise > 0) + tiled)
+    room = held = 0.0
+    for name, a in left.outlines.items():
+        b = right.outlines.get(name)
+        if a is None or b is None:
+            continue
+        a = replace(a, n=b1, o=rows)
+        b = a if same and not tiled else replace(b, n=b2, o=rows)
+        shape = shape_of(a, b)
+        if shape is not None:
+            how = choose(name)(shape, outputs)
+            deferred = single and shape.t == shape.s == 1 and how in ("gram", "output")
+            held += a.n * a.t * (rows * a.c + a.k) * a.itemsize if deferred else 0
+            room = max(room, a.n * a.t * a.k * a.itemsize + (0 if deferred else workspace_bytes(shape, outputs, how, a.itemsize)))
+    J = (b1 + (0 if same and not tiled else b2)) * o * left.exact * itemsize
+    other = right.kept(b2, rows) if tiled or not same else 0.0
+    run = max(left.graph * b1 + left.passes(b1, rows) + room, J) + other + held
+    if not same:
+        run = max(run, right.graph * b2 + right.passes(b2, rows) + right.kept(b2, rows))
+    proof = left.graph * max(b1, min(4, sides[0])) + left.weights * (2 + (not same))
+    return int(kernel + extra + max(run, proof)) + MARGIN
+
+
+def largest_block(n: int, at: Callable[[int], int], cap: int) -> int | None:
+    """The largest blocks whose peak is within a cap.
+
+    Args:
+        n: Samples of the larger side.
+        at: Peak of blocks of a size.
+        cap: Bytes.
+
+    Returns:
+        Samples a block; None for all of them at once.
+
+    Raises:
+        MemoryCapError: Not even blocks of one sample are.
+    """
+    if at(n) <= cap:
+        return None
+    low, high = 1, n
+    if at(low) > cap:
+        raise MemoryCapError(cap, min(at(low), at(n)))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if at(middle) <= cap else (low, middle)
+    return low
