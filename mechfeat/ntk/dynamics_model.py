@@ -124,7 +124,7 @@ def predict_training(
     reduction: Reduction = "mean",
     outputs: Literal["full", "trace", "diagonal"] = "full",
     drift: bool = True,
-    n_null: int = 19,
+    n_null: int = 99,
     n_boot: int = 200,
     seed: int = 0,
     progress: bool = False,
