@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mechfeat.errors import NoParametersError, OptionError, ShapeError
+from mechfeat.features import signal_share
 from mechfeat.models import mlp
 from mechfeat.ntk import KernelDynamics, TrainingPrediction, empirical_ntk, linearize, predict_training
 from mechfeat.nulls import permuted_labels
@@ -144,7 +145,13 @@ def test_value_null_and_drift_are_what_they_say():
         optimiser.step()
     after = empirical_ntk(trained, x_test, x).kernel
     assert found.drift == pytest.approx(float((after - cross.kernel).norm() / cross.kernel.norm()))
-    assert found.interval[0] <= found.value <= found.interval[1]
+    generator = torch.Generator().manual_seed(2)
+    permuted_labels(torch.arange(12), 4, generator=generator)
+    rows = torch.randint(9, (200, 9), generator=generator)
+    gap = (found.predicted[-1] - found.actual[-1]).square().sum(1)
+    again = 1 - gap[rows].sum(1) / moved.square().sum(1)[rows].sum(1)
+    assert found.interval == pytest.approx(again.quantile(torch.tensor([0.025, 0.975])).tolist())
+    assert found.reliability == pytest.approx(signal_share(found.value, found.null, float(again.std())))
 
 
 @pytest.mark.parametrize("outputs", ["full", "diagonal", "trace"])
@@ -184,6 +191,16 @@ def test_round_trip_and_few_inputs(tmp_path):
     assert after.summary() == found.summary()
     assert torch.equal(after.predicted, found.predicted)
     assert after.steps == found.steps
+
+
+def test_a_result_predicts():
+    net, (x, y, x_test) = mlp([4, 6, 3], nn.Tanh), task()
+    f0, f0_test = net(x).detach(), net(x_test).detach()
+    theta, cross = empirical_ntk(net, x), empirical_ntk(net, x_test, x)
+    training = KernelDynamics(theta, y, loss="softmax", lr=0.1, reduction="sum", f0=f0)
+    options = {"loss": "softmax", "lr": 0.1, "reduction": "sum", "f0": f0}
+    assert torch.equal(theta.predict(y, [1, 9], **options), training.at([1, 9]))
+    assert torch.equal(theta.predict(y, 9, cross=cross, f0_test=f0_test, **options), training.at(9, cross, f0_test))
 
 
 def test_no_null():
