@@ -33,15 +33,16 @@ def predicted_outputs(finding: TrainingPrediction, *, step: int | None = None) -
     points = go.Scatter(
         x=predicted, y=actual, mode="markers", name="output of a held-out input", marker={"size": 5, "color": BLUE, "opacity": 0.5}
     )
-    same = go.Scatter(x=[low, high], y=[low, high], mode="lines", name="equal", line={"color": GREY, "width": 1.5, "dash": "dash"})
+    same = go.Scatter(x=[low, high], y=[low, high], mode="lines", name="equal", line={"color": ORANGE, "width": 1.5})
     fig = figure(
-        [same, points],
+        [points, same],
         title=f"After {at} steps the kernel foresees {float(finding.explained[i]):.1%} of the movement",
         x="predicted change of the output",
         y="actual change",
         height=440,
     )
-    fig.update_yaxes(scaleanchor="x", scaleratio=1)
+    fig.update_xaxes(constrain="domain")  # equal scales by a narrower figure, not by a wider range
+    fig.update_yaxes(scaleanchor="x", scaleratio=1, constrain="domain")
     return fig
 
 
@@ -76,6 +77,8 @@ def prediction_error(findings: Mapping[str, TrainingPrediction]) -> go.Figure:
         height=400,
         showlegend=True,
     )
-    fig.update_xaxes(type="log")
-    fig.update_yaxes(type="log")
+    shown = sorted({k for finding in findings.values() for k in finding.steps})
+    fig.update_xaxes(type="log", tickvals=shown, ticktext=[f"{k:,}" for k in shown])
+    marks = [m * 10.0**e for e in range(-7, 2) for m in (1, 3)]
+    fig.update_yaxes(type="log", tickvals=marks, ticktext=[f"{100 * m:g} %" for m in marks])
     return fig

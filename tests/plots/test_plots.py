@@ -119,7 +119,7 @@ def trained(net, x):
 
 @pytest.mark.parametrize(("step", "i"), [(None, 1), (10, 0), (1, 1)])
 def test_predicted_outputs_are_changes(trained, step, i):
-    line, points = data(plots.predicted_outputs(trained, step=step), go.Scatter)
+    points, line = data(plots.predicted_outputs(trained, step=step), go.Scatter)
     torch.testing.assert_close(torch.tensor(points.x), (trained.predicted[i] - trained.initial).flatten().float())
     torch.testing.assert_close(torch.tensor(points.y), (trained.actual[i] - trained.initial).flatten().float())
     assert list(line.x) == list(line.y)
