@@ -43,7 +43,7 @@ cross = mf.ntk.empirical_ntk(wide, x_test, x_train)
 with torch.no_grad():
     f0, f0_test = wide(x_train), wide(x_test)
 training = mf.ntk.KernelDynamics(theta, y_train, loss="softmax", lr=RATE, f0=f0)
-print(f"steps are sure to converge below a learning rate of {training.lr_limit:.2e}")
+print(f"each step lowers the loss of the linearised network up to a learning rate of {training.lr_limit:.2e}")
 foretold = training.at(100, cross, f0_test)
 assert training.lr_limit > RATE
 

@@ -127,10 +127,10 @@ class KernelDynamics:
 
     @property
     def lr_limit(self) -> float:
-        r"""Learning rate from which descent need not converge: :math:`2 / (c\, λ_{max})`, times n for ``reduction="mean"``.
+        r"""Learning rate up to which each step is sure to lower the loss: :math:`2 / (c\, λ_{max})`, times n for ``reduction="mean"``.
 
         c bounds the curvature of a sample's loss: 1 for squared, 1/4 for logistic, 1/2 for softmax. Above it squared loss diverges; the
-        others, whose curvature falls as they are fitted, may still converge.
+        others, whose curvature falls as they are fitted, may still be learnt.
         """
         edge = self.largest_eigenvalue * CURVATURE[self.loss]
         return 2 * (self.n if self.reduction == "mean" else 1) / edge if edge > 0 else math.inf
@@ -275,8 +275,8 @@ class KernelDynamics:
             raise StepSizeError(self.lr, limit)
         if self.lr > limit:
             warnings.warn(
-                f"lr={self.lr:g} is above {limit:.6g}, up to which gradient descent on the {self.loss} loss of this kernel is sure to "
-                "converge. Its steps are computed as asked for.",
+                f"lr={self.lr:g} is above {limit:.6g}, up to which each step of gradient descent with this kernel is sure to lower the "
+                f"{self.loss} loss. The steps are computed as asked for.",
                 stacklevel=3,
             )
 
