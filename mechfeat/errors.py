@@ -270,6 +270,22 @@ class MemoryCapError(MechfeatError, MemoryError):
         )
 
 
+class StepSizeError(MechfeatError, ValueError):
+    """A learning rate is too large for gradient descent to converge.
+
+    Attributes:
+        lr: The learning rate given.
+        limit: Below which it converges: twice the number of samples (for a mean over samples) over the largest eigenvalue of the kernel.
+    """
+
+    def __init__(self, lr: float, limit: float) -> None:
+        self.lr, self.limit = lr, limit
+        super().__init__(
+            f"lr={lr:g}, and gradient descent on squared loss with this kernel converges below {limit:.6g} (2 over the largest eigenvalue, "
+            "times the number of samples for a mean over samples). Take a smaller learning rate, or gradient flow: time='flow'."
+        )
+
+
 class SessionClosedError(MechfeatError, RuntimeError):
     """A session was called after its ``with`` block had ended."""
 

@@ -27,6 +27,8 @@ from mechfeat.report import Report
 DIGIT = 8  # the hardest of the ten here, so that interval and null have something to say
 HOOK = "relu3"
 N_KERNEL = 100  # test digits in the kernel
+N_LEARN = 60  # training digits of the predicted training
+STEPS = (1, 3, 10, 30, 100)
 N_EXACT = 6  # of which this many are compared with the exact kernel, which takes one backward pass a sample and output
 
 
@@ -68,7 +70,7 @@ def tour(out: str | Path = "mechfeat-tour.html", *, seed: int = 0) -> Path:
     net = DigitsCNN(generator=generator)
     lead = "One small network on handwritten digits: what it computes, where, from which weights, and which functions it learns easily."
     t = _Tour(Report("A tour of mechfeat", lead), generator, data, HookedModel(net), seed)
-    for number, step in enumerate((_train, _hook_points, _direction, _ablation, _weights, _superposition, _kernel), 1):
+    for number, step in enumerate((_train, _hook_points, _direction, _ablation, _weights, _superposition, _kernel, _prediction), 1):
         with _timed(t, f"{number}. {(step.__doc__ or '').splitlines()[0].rstrip('.')}"):
             step(t)
     t.report.section("Environment")
@@ -249,6 +251,29 @@ def _kernel(t: _Tour) -> None:
     t.report.figure(plots.kernel_heatmap(result, labels=y), "Digits sorted by class: the blocks are pairs that learn together.")
     t.report.figure(plots.layer_share(result), "Where the network would learn, if trained further.")
     t.report.figure(plots.spectrum(result), "Eigenvalues of the kernel. Functions along the first are learnt first.")
+
+
+def _prediction(t: _Tour) -> None:
+    """Predict training from the kernel, then train."""
+    d = t.data
+    net = DigitsCNN(generator=torch.Generator().manual_seed(t.seed)).eval()
+    finding = ntk.predict_training(
+        net, d.x_train[:N_LEARN], d.y_train[:N_LEARN], d.x_test[:N_KERNEL], loss="softmax", lr=3e-4, steps=STEPS, seed=t.seed
+    )
+    t.report.section(
+        "Training, predicted",
+        f"Gradient descent on {N_LEARN} digits from a fresh start, foretold from the kernel at the start and then carried out. The network"
+        f" trains like its linearisation until its kernel has moved: after {STEPS[-1]} steps by {finding.drift:.0%}. The null foretells"
+        " from shuffled labels.",
+    )
+    t.found(f"share of the movement of {N_KERNEL} held-out digits that was foreseen, after {STEPS[-1]} steps", finding)
+    rows = [(k, float(e), float(s)) for k, e, s in zip(finding.steps, finding.relative_errors, finding.explained)]
+    t.say("  error over movement " + ", ".join(f"{e:.1%} at step {k}" for k, e, _ in rows))
+    t.report.table(("step", "error over movement", "share foreseen"), rows)
+    t.report.figure(
+        plots.predicted_outputs(finding), "Every output of every held-out digit; on the line where predicted and actual are equal."
+    )
+    t.report.figure(plots.prediction_error({"digits CNN": finding}), "How the prediction wears off as the kernel moves.")
 
 
 def _balanced(d: Digits, n: int) -> tuple[Float[Tensor, "n 1 8 8"], Int[Tensor, " n"]]:

@@ -1,5 +1,7 @@
 """Neural tangent kernels: empirical ones, exact and proved, of any model."""
 
+from mechfeat.ntk.dynamics import KernelDynamics
+from mechfeat.ntk.dynamics_model import TrainingPrediction, linearize, predict_training
 from mechfeat.ntk.empirical import PROVED, empirical_ntk, plan
 from mechfeat.ntk.krylov import Eigenpairs, Solution, SpectralDensity
 from mechfeat.ntk.operator import NTKOperator
@@ -14,6 +16,7 @@ __all__ = [
     "AlignmentFinding",
     "Coverage",
     "Eigenpairs",
+    "KernelDynamics",
     "NTKOperator",
     "NTKResult",
     "NTKSketch",
@@ -22,9 +25,12 @@ __all__ = [
     "Solution",
     "SpectralDensity",
     "Spectrum",
+    "TrainingPrediction",
     "empirical_ntk",
     "label_alignment",
+    "linearize",
     "plan",
+    "predict_training",
     "register_rule",
     "sketch",
     "spectrum",

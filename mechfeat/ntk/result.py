@@ -1,6 +1,6 @@
 """The result of a kernel computation, with the proof it rests on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +104,38 @@ class NTKResult(Stored):
                 "A spectrum needs a kernel of a batch with itself; this one differs from its transpose. Compute it without x2."
             )
         return torch.linalg.eigvalsh(K).flip(0)
+
+    def predict(
+        self,
+        y: Tensor,
+        t: int | float | Sequence[int | float],
+        *,
+        cross: "NTKResult | None" = None,
+        f0_test: Tensor | None = None,
+        **options: Any,
+    ) -> Float[Tensor, "*time n o"]:
+        """Outputs after training by this kernel, that of the training inputs with themselves.
+
+        Args:
+            y: Targets of the training inputs.
+            t: Number of steps, or time; several give an axis of times.
+            cross: Kernel of other inputs with the training inputs, for the outputs there; by default the training outputs.
+            f0_test: Outputs on those other inputs before training; zeros by default.
+            **options: ``loss``, ``lr``, ``f0`` and others of :class:`~mechfeat.ntk.KernelDynamics`, which says what they mean and what
+                is raised.
+
+        Returns:
+            Outputs.
+
+        Example:
+            >>> from mechfeat.ntk import empirical_ntk
+            >>> theta = empirical_ntk(torch.nn.Linear(2, 1, bias=False), torch.eye(2))
+            >>> theta.predict(torch.tensor([1.0, -1.0]), 2, loss="squared", lr=1.0).squeeze(1)  # each step halves what is left
+            tensor([ 0.7500, -0.7500])
+        """
+        from mechfeat.ntk.dynamics import KernelDynamics  # which knows this class
+
+        return KernelDynamics(self, y, **options).at(t, cross, f0_test)
 
     def to_neural_tangents(self) -> Tensor:
         """The kernel in the layout of neural-tangents.

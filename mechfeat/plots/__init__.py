@@ -1,5 +1,6 @@
 """Figures: pure functions from a finding to a plotly figure. Nothing is shown, nothing is computed that the finding lacks."""
 
+from mechfeat.plots.dynamics import predicted_outputs, prediction_error
 from mechfeat.plots.features import ablation, projection
 from mechfeat.plots.finding import null_distribution
 from mechfeat.plots.kernels import kernel_heatmap, layer_share, spectrum
@@ -14,6 +15,8 @@ __all__ = [
     "layer_share",
     "null_distribution",
     "overlaps",
+    "predicted_outputs",
+    "prediction_error",
     "projection",
     "spectrum",
 ]

@@ -33,6 +33,7 @@ def test_it_prints_every_step_and_the_path(ran):
         "5. Read the weights into a unit",
         "6. Measure superposition in its layers",
         "7. Plan, compute and prove its empirical NTK, layer by layer",
+        "8. Predict training from the kernel, then train",
     ):
         assert step in done.stdout
     assert f"report: {out}" in done.stdout
@@ -50,7 +51,10 @@ def test_its_findings_are_what_it_says(ran):
     assert direction["value"] > 0.9
     assert removed["established"]
     assert removed["value"] > 1.0
-    assert len(findings) == 7
+    foreseen = findings["share of the movement of 100 held-out digits that was foreseen, after 100 steps"]
+    assert foreseen["established"]
+    assert foreseen["value"] > 0.9
+    assert len(findings) == 8
 
 
 def test_the_report_shows_every_figure_without_network(ran, tmp_path):
@@ -71,7 +75,7 @@ def test_the_report_shows_every_figure_without_network(ran, tmp_path):
     command = [browser, *flags, *offline, "--enable-logging=stderr", "--dump-dom", out.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     figures = out.read_text(encoding="utf-8").count('class="plotly-graph-div"')
-    assert figures >= 9
+    assert figures >= 11
     drawn = re.findall(r'<div id="figure-\d+" class="plotly-graph-div js-plotly-plot"', done.stdout)
     assert len(drawn) == figures
     assert done.stdout.count('class="main-svg"') >= figures

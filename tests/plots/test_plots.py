@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mechfeat import circuits, evidence, ntk, plots, probes, superposition
-from mechfeat.errors import CircuitError, ShapeError
+from mechfeat.errors import CircuitError, OptionError, ShapeError
 from mechfeat.features import Finding, Samples
 
 
@@ -110,3 +110,30 @@ def test_kernel_figure_errors(net, x):
     with pytest.raises(ShapeError) as error:
         plots.kernel_heatmap(result, labels=torch.arange(3))
     assert str(error.value) == "labels have shape (3,) for a kernel of (12, 12). Give one label a sample of a square kernel."
+
+
+@pytest.fixture(scope="module")
+def trained(net, x):
+    return ntk.predict_training(net, x[:8], torch.arange(8) % 3, x[8:], loss="softmax", lr=0.05, steps=[10, 1], n_null=3, n_boot=3)
+
+
+@pytest.mark.parametrize(("step", "i"), [(None, 1), (10, 0), (1, 1)])
+def test_predicted_outputs_are_changes(trained, step, i):
+    points, line = data(plots.predicted_outputs(trained, step=step), go.Scatter)
+    torch.testing.assert_close(torch.tensor(points.x), (trained.predicted[i] - trained.initial).flatten().float())
+    torch.testing.assert_close(torch.tensor(points.y), (trained.actual[i] - trained.initial).flatten().float())
+    assert list(line.x) == list(line.y)
+    assert line.x[0] <= min(points.x)
+    assert line.x[1] >= max(points.x)
+
+
+def test_predicted_outputs_need_a_step_that_was_compared(trained):
+    with pytest.raises(OptionError) as error:
+        plots.predicted_outputs(trained, step=2)
+    assert str(error.value) == "step=2 is not known. It can be 10, 1."
+
+
+def test_prediction_error_goes_along_the_steps(trained):
+    one, two = data(plots.prediction_error({"a": trained, "b": trained}), go.Scatter)
+    assert (one.name, two.name, list(one.x)) == ("a", "b", [1, 10])
+    torch.testing.assert_close(torch.tensor(one.y), trained.relative_errors.flip(0).float())
