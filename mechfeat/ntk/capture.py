@@ -59,7 +59,7 @@ class Capture:
         self.module, self.n, self.fold = module, n, fold
         self.folded: dict[str, str] = {}
         parameters = trainable(module)
-        self.name_of = {id(p): name for name, p in parameters.items()}
+        self.name_of = {id(p): name for name, p in parameters.items() if p.numel()}  # one without entries has no part
         self.unfit = dict(banned)
         self.used: dict[str, list[str]] = {}
         self.log: list[tuple[object, ...]] = []
