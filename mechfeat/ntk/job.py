@@ -37,7 +37,8 @@ class State:
     parts: dict[str, Tensor]
     methods: dict[str, str]
     folded: dict[str, str]
-    basis: Tensor | None  # of the outputs, where they went through a bottleneck
+    head: Head | None  # where the outputs went through a bottleneck
+    forms: list[float]  # of the sum before each of its passes, and after the last
 
 
 @dataclass
@@ -77,7 +78,14 @@ class Job:
         stored: dict[str, list[Factor]] = {}
         head = self._bottleneck(captures)
 
+        def keep(name: str, factors: list[Factor]) -> None:
+            stored[name] = factors
+            if head is not None:
+                head.meet(name, 1, some, factors)
+
         def sink(name: str, factors: list[Factor]) -> None:
+            if head is not None:
+                head.meet(name, 0, some, factors)
             other = factors if same else stored.pop(name, None)
             if other is None:  # the second batch does not reach this parameter
                 return
@@ -85,20 +93,29 @@ class Job:
             how, shape = total.add(name, factors, other, self._chooser(name), len(p) if p.ndim else 1)
             methods[name] = how
             row = self._row(name, "+".join(captures[0].used[name]), shape, how, n1, n2, sent)
+            if head is not None:
+                row = replace(row, macs=row.macs + head.meeting_macs(name, factors, other))
             rows[name] = replace(row, macs=row.macs + rows[name].macs, bytes=max(row.bytes, rows[name].bytes)) if name in rows else row
 
         if head is not None:
             for name, own in head.factors(captures[0].fold).items():
                 total.add(name, own[0], own[-1], planner.choose, o)
                 rows[name] = self._head_row(name, head, captures[0])
+        us, forms = self.cotangents(kept), list[float]()
         for some in (None,) if head is None else head.basis.T.split(ROWS):
             sent = o if some is None else len(some)
+            if head is not None:
+                forms.append(total.form(us[0], us[-1]))
             if not same:
-                captures[1].backward(ys[1], stored.__setitem__, some, () if head is None else head.names)
-            captures[0].backward(ys[0], sink, some, () if head is None else head.names)
+                captures[1].backward(ys[1], keep, some)
+            captures[0].backward(ys[0], sink, some)
             stored.clear()
-        if head is not None and captures[0].fold:
-            captures[0].folded |= dict.fromkeys(head.names[1:], head.names[0])
+        if head is not None:
+            forms.append(total.form(us[0], us[-1]))
+            if head.tied:
+                total.add_dense(head.names[0], *head.cross())
+            if captures[0].fold and not head.tied:
+                captures[0].folded |= dict.fromkeys(head.names[1:], head.names[0])
         ys = ()  # frees the graph before the exact path needs memory
         for bias, weight in captures[0].folded.items():
             if weight in rows:
@@ -126,22 +143,28 @@ class Job:
             total.parts,
             methods,
             {bias: weight for bias, weight in captures[0].folded.items() if rows[bias].contraction == "folded"},
-            None if head is None else head.basis,
+            head,
+            forms,
         )
+
+    def cotangents(self, ys: Sequence[Tensor]) -> list[Tensor]:
+        """Cotangents over whole batches, the same for all outputs, that a kernel of them is tried with."""
+        generator = torch.Generator().manual_seed(self.seed + 2)
+        return [proof.cotangent(len(y), 1, y, generator)[:, 0] for y in ys]
 
     def plan(self, banned: dict[str, str]) -> Plan:
         """What :meth:`run` would do, from one forward pass, and one backward pass over activations that shows which positions live."""
         captures, ys = self._forward(banned)
         n1, n2, o = len(ys[0]), len(ys[-1]), ys[0].shape[1]
         head = self._bottleneck(captures)
-        factors = [c.factors_of(y) for c, y in zip(captures, ys)]
+        factors = [c.factors_of(y, head is not None) for c, y in zip(captures, ys)]
         rows = []
         for name in self.parameters:
             function = "+".join(captures[0].used.get(name, ()))
             if name in captures[0].unfit:
                 rows.append(self._row(name, captures[0].unfit[name], None, "exact", n1, n2, o))
-            elif head is not None and name in head.names:
-                first = name == head.names[0]
+            elif head is not None and name in head.names and not (head.ties(name) and all(name in f for f in factors)):
+                first = name in head.factors(captures[0].fold)
                 rows.append(self._head_row(name, head, captures[0]) if first else self._row(name, function, None, "folded", n1, n2, o))
             elif all(captures[0].folded.get(name) in f for f in factors):
                 rows.append(self._row(name, function, None, "folded", n1, n2, o))
@@ -153,8 +176,12 @@ class Job:
                 for sent in (o,) if head is None else [len(some) for some in head.basis.T.split(ROWS)]:
                     shape = None if found is None else replace(found, o=sent)
                     how = "dense" if shape is None else self._chooser(name)(shape, self.outputs)
-                    parts.append(self._row(name, function, shape, how, n1, n2, sent))
-                rows.append(replace(parts[-1], macs=sum(p.macs for p in parts), bytes=max(p.bytes for p in parts)))
+                    part = self._row(name, function, shape, how, n1, n2, sent)
+                    if head is not None:
+                        part = replace(part, macs=part.macs + sent * head.meeting_macs(name, factors[0][name], factors[-1][name]))
+                    parts.append(part)
+                own = [self._head_row(name, head, captures[0])] if head is not None and head.ties(name) else []
+                rows.append(replace(parts[-1], macs=sum(p.macs for p in parts + own), bytes=max(p.bytes for p in parts + own)))
         return self._table(rows, o)
 
     def _bottleneck(self, captures: tuple[Capture, ...]) -> Head | None:
@@ -164,7 +191,8 @@ class Job:
         n1, n2, o = len(head.inputs[0]), len(head.inputs[-1]), len(head.basis)
         k = head.factors(capture.fold)[name][0][0].right.shape[2]
         shape = Shape(n1, n2, o, 1, 1, o, k, same=len(self.xs) == 1, unit=True)
-        return self._row(name, "+".join(capture.used[name]), shape, "output", n1, n2, o)
+        row = self._row(name, "+".join(capture.used[name]), shape, "output", n1, n2, o)
+        return replace(row, macs=row.macs + 2 * n1 * n2 * k * head.ties(name))
 
     def _forward(self, banned: dict[str, str]) -> tuple[tuple[Capture, ...], tuple[Tensor, ...]]:
         # A part of its own is asked for each parameter, or a bias goes with its weight.
