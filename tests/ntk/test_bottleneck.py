@@ -141,9 +141,12 @@ def test_other_last_layers_are_no_bottleneck(net):
     assert_exact(result.kernel, sum(oracle.empirical_ntk(net, x, outputs="trace").values()))
 
 
-def test_float32():
-    # 37 rows of 4, each a sum of thousands of products: what float64 sums leave is the rounding of activations and gradients
+@pytest.mark.parametrize("shared", [False, True])
+def test_float32(shared):
+    # 12 passes of 4 rows, each a sum of thousands of products: what float64 sums leave is the rounding of activations and gradients
     net, x = Decoder(48, 2, 500, 16).eval(), torch.randint(0, 500, (6, 16))
+    if shared:
+        net.head.weight = net.embed.weight
     want = empirical_ntk(net, x, outputs="trace").kernel
     assert_exact(empirical_ntk(net.float(), x, outputs="trace").kernel.double(), want, 2e-6)
 
