@@ -7,6 +7,9 @@ For cotangents v over samples and outputs,
 and for two batches the bilinear form of v₁ and v₂. The right side is one ordinary backward pass with weight gradients,
 which knows nothing of captures and rules; lost uses, lost cross terms, wrong orientations and mixed samples all break the
 equality. Four samples, the first and the last among them, are checked for each parameter, and the total once on all.
+
+A trace has no such form for any v, but for cotangents that are the same for every output: it is a sum over outputs, or over the rows of an
+orthonormal basis of them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
