@@ -118,7 +118,9 @@ def _sides(job: Job, i: int, y: Tensor, samples: list[int], v: Tensor, rows: Ten
     except MechfeatError:
         raise
     except Exception:  # the model fixes its batch size
-        sides = proof.row_by_row(job.module, job.xs[i], y.new_zeros(len(y)).index_copy_(0, torch.tensor(samples), v), rows, expect=y)
+        sides = proof.row_by_row(
+            job.module, job.xs[i], y.new_zeros(len(y)).index_copy_(0, torch.tensor(samples, device=v.device), v), rows, expect=y
+        )
         first = next(sides)
     yield first
     yield from sides

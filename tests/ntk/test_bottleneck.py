@@ -263,3 +263,14 @@ def test_no_false_alarm(name, dtype):
         x1, x2 = (x.to(dtype) if x.is_floating_point() else x for x in (x1, x2))
         result = empirical_ntk(net, x1, x2 if seed % 2 else None, outputs="trace", prove="always", seed=seed)
         assert [c for c in result.coverage if "proof" in c.detail] == []
+
+
+def test_a_model_that_fixes_its_batch_size():
+    net, x = Net(lambda s, x: s.o(torch.tanh(s.a(x.view(9, 5)))), a=nn.Linear(5, 6), o=nn.Linear(6, 20)), torch.randn(9, 5)
+    result = empirical_ntk(net, x, outputs="trace", strict=True, prove="always")
+    assert_exact(result.kernel, sum(oracle.empirical_ntk(mlp_of(net), x, outputs="trace").values()))
+    assert all(c.gap < 1e-9 for c in result.coverage)
+
+
+def mlp_of(net):
+    return nn.Sequential(net.a, nn.Tanh(), net.o)
