@@ -63,7 +63,7 @@ class Capture:
         self.folded: dict[str, str] = {}
         self.building = 0.0
         parameters = trainable(module)
-        self.name_of = {id(p): name for name, p in parameters.items()}
+        self.name_of = {id(p): name for name, p in parameters.items() if p.numel()}  # one without entries has no part
         self.unfit = dict(banned)
         self.used: dict[str, list[str]] = {}
         self.log: list[tuple[object, ...]] = []
@@ -82,6 +82,7 @@ class Capture:
         self._calls: dict[str, int] = {}
         self._with_bias: set[str] = set()
         self._head: int | None = None
+        self._past: int | None = None
         self._unit = False
         self._factors: dict[str, list[Factor]] = {}
         self._outputs = 0
@@ -187,7 +188,7 @@ class Capture:
 
     # --- backward
 
-    def backward(self, y: Float[Tensor, "n o"], sink: Sink, rows: Float[Tensor, "row o"] | None = None, skip: Iterable[str] = ()) -> None:
+    def backward(self, y: Float[Tensor, "n o"], sink: Sink, rows: Float[Tensor, "row o"] | None = None) -> None:
         """Send the unit gradient of every output back through the activations.
 
         Outputs go one by one, or a few at a time in a vmapped pass where the activations are small; where an operation has no batching
@@ -196,12 +197,13 @@ class Capture:
         Args:
             y: Output of :meth:`forward`, flattened to one axis of outputs.
             sink: Called once for each parameter that rules cover and the output depends on, with the factors of its uses.
-            rows: Combinations of the outputs to send in their place; the pass may then be repeated with others.
-            skip: Parameters to leave out.
+            rows: Combinations of the outputs to send in their place, past the :attr:`head`, whose own use is left out; the pass may then
+                be repeated with others.
         """
         seeds = torch.eye(y.shape[1], dtype=y.dtype, device=y.device) if rows is None else rows
         self._sink, self._outputs, self._unit = sink, len(seeds), rows is None
-        self._done = set(skip)
+        self._past = None if rows is None else self._head
+        self._done = set()
         if y.requires_grad:
             self._reset()
             step = self.at_once(len(seeds), self._bytes)
@@ -218,15 +220,15 @@ class Capture:
             self._taps.clear()
 
     @cached_property
-    def head(self) -> tuple[tuple[str, ...], Tensor, Float[Tensor, "n k"]] | None:
-        """The linear layer whose outputs are the model's, if no other call receives its parameters.
+    def head(self) -> tuple[tuple[str, ...], Tensor, Float[Tensor, "n k"], bool] | None:
+        """The linear layer whose outputs are the model's, if no other call receives its bias.
 
         Returns:
-            Names of weight and, if it has one, bias; the weight ``[o k]``; the layer's inputs.
+            Names of weight and, if it has one, bias; the weight ``[o k]``; the layer's inputs; whether other calls receive the weight.
         """
         uses = [] if self._head is None else sorted(self._taps[self._head], key=lambda u: u.bias_of is not None)
         names = tuple(self.name_of[id(u.parameter)] for u in uses)
-        if not 1 <= len(uses) <= 2 or any(name in self.unfit or self._calls[name] != 1 for name in names):
+        if not 1 <= len(uses) <= 2 or any(name in self.unfit for name in names) or any(self._calls[b] != 1 for b in names[1:]):
             return None
         W = uses[0].parameter
         if W.ndim != 2 or any(u.bias_of is not W for u in uses[1:]) or uses[0].bias_of is not None:
@@ -236,7 +238,7 @@ class Capture:
             factor = uses[0].factor(W.new_zeros(()).expand(1, *shape))
         if not isinstance(factor, Outer) or factor.turned or factor.right.shape[1] != 1 or W.shape != (shape[1], factor.right.shape[2]):
             return None
-        return names, W, factor.right[:, 0]
+        return names, W, factor.right[:, 0], self._calls[names[0]] != 1
 
     @staticmethod
     def at_once(o: int, sizes: Iterable[float | int]) -> int:
@@ -261,15 +263,17 @@ class Capture:
             found.append((size, formed if all(u.small for u in uses) else size))
         return found
 
-    def factors_of(self, y: Tensor) -> dict[str, list[Factor]]:
+    def factors_of(self, y: Tensor, past_head: bool = False) -> dict[str, list[Factor]]:
         """Factors as the backward pass builds them, for one random combination of the outputs: their shapes are the plan.
 
         Args:
             y: Output of :meth:`forward`.
+            past_head: Leave out the use of the :attr:`head`.
 
         Returns:
             Parameter name → factors of its uses.
         """
+        self._past = self._head if past_head else None
         found: dict[str, list[Factor]] = {}
         self._sink, self._outputs, self._unit = found.__setitem__, 1, True
         if y.requires_grad:
@@ -285,8 +289,8 @@ class Capture:
         self._waiting.clear()
         self._factors.clear()
         self._open = {}
-        for uses in self._taps:
-            for use in uses:
+        for tap, uses in enumerate(self._taps):
+            for use in uses if tap != self._past else ():
                 name = self.name_of[id(use.parameter)]
                 if name not in self.unfit and name not in self._done:
                     self._open[name] = self._open.get(name, 0) + 1
@@ -302,8 +306,8 @@ class Capture:
         if not self.fold:
             return {}
         found: dict[str, str] = {}
-        for uses in self._taps:
-            for use in uses:
+        for tap, uses in enumerate(self._taps):
+            for use in uses if tap != self._past else ():
                 names = [self.name_of.get(id(p), "") for p in (use.parameter, use.bias_of)]
                 once = all(name not in self.unfit and self._calls.get(name) == 1 for name in names)
                 if once and names[0] not in self._done and any(u.parameter is use.bias_of for u in uses):
@@ -334,7 +338,7 @@ class Capture:
             tap: Which tap.
             g: The gradients, outputs first.
         """
-        uses = self._wanted(tap)
+        uses = self._wanted(tap) if tap != self._past else []
         if not uses:
             return
         with torch.no_grad():

@@ -31,6 +31,7 @@ def check_model(module: nn.Module) -> dict[str, nn.Parameter]:
         NoParametersError: There are none.
         DtypeError: Parameters of several dtypes, or complex ones.
         DeviceError: Parameters on several devices, or without values (meta).
+        NonFiniteError: A trainable parameter holds NaN or infinity.
         NondeterministicModelError: A fused layer draws dropout masks.
         UnsupportedLayerError: A lazy parameter has no shape yet.
     """
@@ -45,17 +46,32 @@ def check_model(module: nn.Module) -> dict[str, nn.Parameter]:
     lazy = [n for n, p in parameters.items() if isinstance(p, nn.parameter.UninitializedParameter)]
     if lazy:
         raise UnsupportedLayerError(f"Parameter {lazy[0]!r} has no shape yet. Run the model once on an input before asking for its kernel.")
-    dtypes = sorted({str(p.dtype) for p in parameters.values()})
-    if len(dtypes) > 1 or next(iter(parameters.values())).is_complex():
-        raise DtypeError(f"The trainable parameters have {', '.join(dtypes)}. A kernel needs one real dtype; convert with model.to(dtype).")
-    devices = sorted({str(p.device) for p in parameters.values()})
+    unreal = [n for n, p in parameters.items() if p.is_complex()]
+    if unreal:
+        raise DtypeError(
+            f"{_listed(unreal)} of the {len(parameters)} trainable parameters {'is' if len(unreal) == 1 else 'are'} complex "
+            f"({parameters[unreal[0]].dtype}), for which gradients and kernels need a conjugate that none is agreed on. Hold real and "
+            "imaginary parts as real parameters, joined in the forward by torch.complex."
+        )
+    dtypes = _grouped({n: str(p.dtype) for n, p in parameters.items()})
+    if len(dtypes) > 1:
+        raise DtypeError(f"The trainable parameters have {_counted(dtypes)}. A kernel needs one real dtype; convert with model.to(dtype).")
+    devices = _grouped({n: str(p.device) for n, p in parameters.items()})
     if len(devices) > 1:
-        raise DeviceError(f"The trainable parameters are on {', '.join(devices)}. A kernel needs one device; move with model.to(device).")
+        raise DeviceError(f"The trainable parameters are on {_counted(devices)}. A kernel needs one device; move with model.to(device).")
     meta = [n for n, p in (*module.named_parameters(), *module.named_buffers()) if p.device.type == "meta"]
     if meta:
         raise DeviceError(
             f"{meta[0]!r} and {len(meta) - 1} more parameters and buffers are on the meta device, which holds shapes and no values. Build "
             "the model on a real device, or load its weights: model.to_empty(device=...) and model.load_state_dict(...)."
+        )
+    bad = [n for n, p in parameters.items() if not bool(torch.isfinite(p.detach()).all())]
+    if bad:
+        entries = int((~torch.isfinite(parameters[bad[0]].detach())).sum())
+        raise NonFiniteError(
+            f"{_listed(bad)} of the {len(parameters)} trainable parameters {'holds' if len(bad) == 1 else 'hold'} NaN or infinity "
+            f"({entries} of {parameters[bad[0]].numel()} entries of {bad[0]!r}). Did training diverge, or a file not load? Freeze what is "
+            "not in use."
         )
     for path, m in module.named_modules():
         p = getattr(m, "dropout", 0.0)
@@ -94,9 +110,9 @@ def check_input(x: Any, side: str, parameter: nn.Parameter) -> Tensor:
         raise DeviceError(
             f"{side} is on {x.device} and the model on {parameter.device}. Move one of them: x.to({str(parameter.device)!r})."
         )
-    if x.is_floating_point():
-        if x.dtype != parameter.dtype:
-            raise DtypeError(f"{side} is {x.dtype} and the model {parameter.dtype}. Convert one of them: x.to({parameter.dtype}).")
+    if x.is_floating_point() and x.dtype != parameter.dtype:
+        raise DtypeError(f"{side} is {x.dtype} and the model {parameter.dtype}. Convert one of them: x.to({parameter.dtype}).")
+    if x.is_floating_point() or x.is_complex():
         bad = ~torch.isfinite(x).flatten(1).all(1) if x.ndim > 1 else ~torch.isfinite(x)
         if bool(bad.any()):
             raise NonFiniteError(
@@ -132,12 +148,29 @@ def check_output(y: Any, n: int, side: str) -> Tensor:
         raise ModelOutputError(f"The model returned {y.dtype}, which has no gradient. Return its real-valued outputs, before any argmax.")
     if y.ndim == 0 or y.shape[0] != n:
         raise ModelOutputError(f"The model returned shape {tuple(y.shape)} for {n} samples of {side}. Its first axis must be the samples.")
-    y = y.reshape(n, -1)
+    shape, y = tuple(y.shape), y.reshape(n, y.numel() // n)
     if y.shape[1] == 0:
-        raise ModelOutputError("The model returned no outputs (an axis of size 0).")
+        raise ModelOutputError(
+            f"The model returned shape {shape} for {n} samples of {side}, which holds no outputs. A kernel needs at least one a sample."
+        )
     if not bool(torch.isfinite(y).all()):
         bad = (~torch.isfinite(y).all(1)).nonzero()[:, 0]
         raise NonFiniteError(
             f"The model's output holds NaN or infinity for {len(bad)} of {n} samples of {side}, the first of them number {int(bad[0])}."
         )
     return y
+
+
+def _grouped(found: dict[str, str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name, what in found.items():
+        groups.setdefault(what, []).append(name)
+    return dict(sorted(groups.items()))
+
+
+def _counted(groups: dict[str, list[str]]) -> str:
+    return ", ".join(f"{what} ({_listed(names)})" for what, names in groups.items())
+
+
+def _listed(names: list[str]) -> str:
+    return repr(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -77,7 +77,8 @@ def empirical_ntk(
 
     Cost:
         ``(1 + o) n`` forward passes, and the contractions of :func:`plan`. The first call adds a forward and a backward
-        on four samples and on the batch.
+        on four samples and on the batch; for a trace over more outputs than the last hidden layer is wide, as many backward passes on four
+        samples as that is wide.
 
     Source:
         Jacot et al. 2018, *Neural Tangent Kernel*; Novak et al. 2022, *Fast Finite Width Neural Tangent Kernel*.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mechfeat.errors import ShapeError
 from mechfeat.kernels import Outputs, kernel_shape
 from mechfeat.ntk import cost, proof
-from mechfeat.ntk.bottleneck import ROWS
+from mechfeat.ntk.bottleneck import ROWS, Head
 from mechfeat.ntk.factors import Choose
 from mechfeat.ntk.fingerprint import fingerprint
 from mechfeat.ntk.footprint import Footprint, Saved, largest_block, peak
@@ -37,7 +37,8 @@ class State:
     parts: dict[str, Tensor]
     methods: dict[str, str]
     folded: dict[str, str]
-    basis: Tensor | None  # of the outputs, where they went through a bottleneck
+    head: Head | None  # where the outputs went through a bottleneck
+    forms: list[float]  # of the sum before each of its passes, and after the last
 
 
 @dataclass
@@ -96,12 +97,15 @@ class Job:
         whole = Whole((len(self.xs[0]), len(self.xs[-1])), self.outputs, same=self.same, samples=self.samples)
         keys: dict[int, None] = {}
         values: list[list[Tensor]] = [[] for _ in self.xs]
+        hidden: list[list[Tensor]] = [[] for _ in self.xs]
+        us: list[Tensor] = []
 
         def side(i: int, block: slice, first: bool) -> Side:
             made = captured(self.module, self.xs[i][block], f"x{i + 1}", banned, fold)
             agreed.check(made, i)
             if first:
                 values[i].append(made.values)
+                hidden[i] += [made.capture.head[2]] if work.bottleneck and made.capture.head is not None else []
                 keys[self._key(made)] = None
             return made
 
@@ -110,11 +114,13 @@ class Job:
             if not self.same:
                 right = side(1, columns, True)
                 if work.find(right, right) is None:
-                    right.sent(None, ())
+                    right.sent(None)
             for rows in met:
                 left = side(0, rows, rows == columns if self.same else columns.start == 0)
                 right = right or left
-                tile = work.tile(left, right, [whole.local(0, rows), whole.local(1, columns)], last=rows == met[-1])
+                us = us or self.cotangents(left.values)
+                tried = us[0][rows], us[-1][columns]
+                tile = work.tile(left, right, [whole.local(0, rows), whole.local(1, columns)], tried, last=rows == met[-1])
                 whole.put(tile, rows, columns, agreed.o)
         return State(
             whole.kernel,
@@ -128,8 +134,21 @@ class Job:
             whole.parts,
             work.methods,
             work.folded,
-            None if work.head is None else work.head.basis,
+            None if work.head is None else replace(work.head, inputs=tuple(torch.cat(h) for h in hidden)),
+            work.forms,
         )
+
+    def cotangents(self, like: Tensor) -> list[Tensor]:
+        """Cotangents over whole batches, the same for all outputs, that a kernel of them is tried with.
+
+        Args:
+            like: Gives dtype and device.
+
+        Returns:
+            One for each batch.
+        """
+        generator = torch.Generator().manual_seed(self.seed + 2)
+        return [proof.cotangent(len(x), 1, like, generator)[:, 0] for x in self.xs]
 
     def _pairs(self) -> Iterator[tuple[slice, list[slice]]]:
         """Pair the blocks.
@@ -190,7 +209,7 @@ class Job:
         with saved.watching(owned):
             made = captured(self.module, self.xs[i][block], f"x{i + 1}", banned, fold)
         agreed.check(made, i)
-        known = foreseen(made)
+        known = foreseen(made, self._contraction().find(made, made) is not None)
         sizes = {name: p.numel() for name, p in self.parameters.items()}
         return known, Footprint.of(known, made.seconds, saved.bytes, sizes, next(iter(self.parameters.values())).element_size())
 
@@ -231,7 +250,9 @@ class Job:
 
     def _contraction(self) -> Contraction:
         bottleneck = self.outputs == "trace" and self.method == "auto" and not self.forced
-        return Contraction(self.module, self.parameters, self.outputs, self.layerwise, bottleneck, self._chooser, self._machine())
+        return Contraction(
+            self.module, self.parameters, self.outputs, self.layerwise, bottleneck, self.same, self._chooser, self._machine()
+        )
 
     def _machine(self) -> Machine:
         one = next(iter(self.parameters.values()))

@@ -145,14 +145,10 @@ class NTKOperator:
             ShapeError: The operator is between two batches.
         """
         self._square("A diagonal")
-        kept: Literal["full", "diagonal", "trace"] = (
-            "diagonal" if self.outputs == "full" else "trace" if self.outputs == "trace" else "full"
-        )
+        kept: Literal["diagonal", "trace", "pseudo"] = "diagonal" if self.outputs == "full" else self.outputs
         step, parts = min(16, self.chunk_size), []
         for i in range(0, len(self._xs[0]), step):
             kernel = empirical_ntk(self._module, self._xs[0][i : i + step], outputs=kept, seed=self._seed).kernel
-            if self.outputs == "pseudo":
-                kernel = kernel.sum((1, 3))
             parts.append(kernel.diagonal(dim1=0, dim2=1).T.reshape(-1) if self.outputs == "full" else kernel.diagonal())
         return torch.cat(parts)
 

@@ -7,9 +7,12 @@ For cotangents v over samples and outputs,
 and for two batches the bilinear form of v₁ and v₂. The right side is one ordinary backward pass with weight gradients,
 which knows nothing of captures and rules; lost uses, lost cross terms, wrong orientations and mixed samples all break the
 equality. Four samples, the first and the last among them, are checked for each parameter, and the total once on all.
+
+A trace has no such form for any v, but for cotangents that are the same for every output: it is a sum over outputs, or over the rows of an
+orthonormal basis of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -155,11 +158,36 @@ def compare(module: nn.Module, x: Tensor, y: Float[Tensor, "n o"], expect: Float
     )
 
 
-def forms(kernel: Float[Tensor, "n o m p"], side1: Side, side2: Side) -> float:
+def row_by_row(
+    module: nn.Module, x: Tensor, v: Float[Tensor, " n"], rows: Float[Tensor, "l o"], *, expect: Float[Tensor, "n o"]
+) -> Iterator[Side]:
+    """One plain forward, and a backward with weight gradients for each of some combinations of the outputs.
+
+    Args:
+        module: The model.
+        x: The proof samples alone, or the whole batch.
+        v: Cotangents, the same for every combination.
+        rows: The combinations.
+        expect: Outputs that the captured run gave for these samples.
+
+    Yields:
+        Cotangents and gradients of ``⟨v, f row⟩``.
+    """
+    parameters = trainable(module)
+    with torch.enable_grad():
+        y = module(x.clone()).reshape(len(x), -1)
+    compare(module, x, y.detach(), expect)
+    for row in rows:
+        u = v[:, None] * row
+        found = torch.autograd.grad(y, list(parameters.values()), u, retain_graph=True, allow_unused=True)
+        yield Side(u, {name: g.to_dense() if g.is_sparse else g for name, g in zip(parameters, found) if g is not None})
+
+
+def forms(kernel: Float[Tensor, "..."], side1: Side, side2: Side) -> float:
     """The bilinear form of a kernel.
 
     Args:
-        kernel: On the proof samples.
+        kernel: On the proof samples, ``[n o m p]``; or ``[n m]`` for cotangents ``[n 1]``.
         side1: First batch.
         side2: Second batch.
 
@@ -170,57 +198,66 @@ def forms(kernel: Float[Tensor, "n o m p"], side1: Side, side2: Side) -> float:
     return float(v1 @ kernel.double().reshape(len(v1), len(v2)) @ v2)
 
 
-def gaps(
-    parts: Mapping[str, Float[Tensor, "n o m p"]], side1: Side, side2: Side, dtype: torch.dtype, folded: Mapping[str, str]
-) -> tuple[dict[str, float], list[str]]:
+@dataclass(frozen=True)
+class Wanted:
+    """What the forms of the parameters' parts have to come to, parameter by parameter.
+
+    Attributes:
+        values: Independent values of the forms; missing means zero.
+        sizes: Products of norms that their rounding is measured by.
+    """
+
+    values: Mapping[str, float]
+    sizes: Mapping[str, float]
+
+
+def wanted(pairs: Iterable[tuple[float, Side, Side]]) -> Wanted:
+    """Independent values of the forms of all parameters' parts.
+
+    Args:
+        pairs: Both sides, and how often they count; several pairs are summed, one held at a time.
+
+    Returns:
+        The values.
+    """
+    values: dict[str, float] = {}
+    squares: dict[str, tuple[float, float]] = {}
+    for weight, side1, side2 in pairs:
+        for n in side1.gradients:
+            if n in side2.gradients:
+                a, b = side1.gradients[n], side2.gradients[n]
+                values[n] = values.get(n, 0.0) + weight * _dot(a, b)
+                left, right = squares.get(n, (0.0, 0.0))
+                squares[n] = left + weight * _dot(a, a), right + weight * _dot(b, b)
+    return Wanted(values, {n: (left * right) ** 0.5 for n, (left, right) in squares.items()})
+
+
+def gaps(have: Mapping[str, float], want: Wanted, dtype: torch.dtype, folded: Mapping[str, str]) -> tuple[dict[str, float], list[str]]:
     """Check each parameter's part.
 
     Args:
-        parts: Parameter name → its part of the kernel on the proof samples; missing means zero.
-        side1: First batch.
-        side2: Second batch.
+        have: Parameter name → bilinear form of its part of the kernel on the proof samples; missing means zero.
+        want: Independent values.
         dtype: Dtype of the model, which sets the tolerance.
         folded: Bias → weight, where one part is that of both; they hold or fail together.
 
     Returns:
         Relative gap of each parameter, and the names of those beyond rounding.
     """
-    own = {n: _size(side1.gradients[n]) * _size(side2.gradients[n]) for n in side1.gradients if n in side2.gradients}
-    total = sum(own.values())
+    total = sum(want.sizes.values())
     relative, absolute = tolerances(dtype)
     found: dict[str, float] = {}
     failed: list[str] = []
     groups: dict[str, list[str]] = {}
-    for name in dict.fromkeys([*parts, *own]):
+    for name in dict.fromkeys([*have, *want.values]):
         groups.setdefault(folded.get(name, name), []).append(name)
     for names in groups.values():
-        want = sum(_dot(side1.gradients[n], side2.gradients[n]) for n in names if n in own)
-        have = sum(forms(parts[n], side1, side2) for n in names if n in parts)
-        scale = sum(own.get(n, 0.0) for n in names)
-        gap = abs(have - want)
+        scale = sum(want.sizes.get(n, 0.0) for n in names)
+        gap = abs(sum(have.get(n, 0.0) for n in names) - sum(want.values.get(n, 0.0) for n in names))
         found |= dict.fromkeys(names, gap / scale if scale else (0.0 if gap <= absolute * total else float("inf")))
         if not gap <= relative * scale + absolute * total:  # NaN fails
             failed += names
     return found, failed
-
-
-def products(side1: Side, side2: Side) -> tuple[float, float]:
-    """The independent value of the bilinear form of the whole kernel.
-
-    Args:
-        side1: First batch.
-        side2: Second batch.
-
-    Returns:
-        ``⟨∇⟨v₁, f⟩, ∇⟨v₂, f⟩⟩`` over all parameters, and the product of norms that its rounding is measured by.
-    """
-    both = [n for n in side1.gradients if n in side2.gradients]
-    value = sum((_dot(side1.gradients[n], side2.gradients[n]) for n in both), 0.0)
-    return value, sum((_size(side1.gradients[n]) * _size(side2.gradients[n]) for n in both), 0.0)
-
-
-def _size(g: Tensor) -> float:
-    return _dot(g, g) ** 0.5
 
 
 def _dot(a: Tensor, b: Tensor) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mechfeat.kernels import Outputs
 from mechfeat.ntk import planner
-from mechfeat.ntk.bottleneck import ROWS, Head, find
+from mechfeat.ntk.bottleneck import ROWS, Head, against_macs, find
 from mechfeat.ntk.capture import Capture
 from mechfeat.ntk.checks import check_output
 from mechfeat.ntk.factors import Choose, Factor, Outline, Shape, outline, pair, shape_of
@@ -75,16 +75,15 @@ class Side:
     factors: dict[str, list[Factor]] = field(default_factory=dict)
     exact: dict[str, Tensor] = field(default_factory=dict)
 
-    def sent(self, rows: Tensor | None, names: tuple[str, ...]) -> None:
+    def sent(self, rows: Tensor | None) -> None:
         """Send the outputs back, and keep the factors.
 
         Args:
-            rows: Combinations of the outputs; None for each of them, once and for all.
-            names: Parameters to leave out.
+            rows: Combinations of the outputs, past the head; None for each of them, once and for all.
         """
         assert self.y is not None
         self.factors.clear()
-        self.capture.backward(self.y, self.factors.__setitem__, rows, names)
+        self.capture.backward(self.y, self.factors.__setitem__, rows)
         if rows is None:
             self.y = None  # the graph is as large as the factors
 
@@ -125,6 +124,7 @@ class Foreseen:
         outlines: Parameter → outline of its gradient; None for one that is formed. Missing where no gradient arrives.
         sizes: Bytes of one output's gradient at each tap, and what is kept of them.
         seconds: Of the backward pass, and of making factors of what arrived.
+        meeting: Multiply-adds with which a wide head meets its weight's other uses, for one row.
     """
 
     n: int
@@ -133,23 +133,26 @@ class Foreseen:
     outlines: dict[str, Outline | None]
     sizes: list[tuple[int, int]]
     seconds: tuple[float, float]
+    meeting: int
 
 
-def foreseen(side: Side) -> Foreseen:
+def foreseen(side: Side, past_head: bool) -> Foreseen:
     """Send one random combination of a block's outputs back, to see what arrives.
 
     Args:
         side: The block; its graph is given up.
+        past_head: Leave out the use of a wide head.
 
     Returns:
         What was seen.
     """
     assert side.y is not None
-    _, sizes = side.capture.head, side.capture.sizes()  # while its taps are there
+    ends, sizes = side.capture.head, side.capture.sizes()  # while its taps are there
     clock = Clock(side.x.device)
-    found = side.capture.factors_of(side.y)
+    found = side.capture.factors_of(side.y, past_head)
     whole, made = clock.seconds(), side.capture.building
     side.y = None
+    meeting = 0 if ends is None else sum(against_macs(f, len(ends[1])) for f in found.get(ends[0][0], ()))
     return Foreseen(
         len(side.x),
         side.values.shape[1],
@@ -157,6 +160,7 @@ def foreseen(side: Side) -> Foreseen:
         {name: outline(pair(f, f)[0]) for name, f in found.items()},
         sizes,
         (whole - made, made),
+        meeting,
     )
 
 
@@ -170,12 +174,14 @@ class Contraction:
         outputs: What is kept of the outputs.
         layerwise: Keep each parameter's part.
         bottleneck: Send back the columns of a wide head rather than its outputs.
+        symmetric: The kernel is of a batch with itself.
         chooser: Decides between the orders, for a parameter.
         machine: What predicted seconds are based on.
         rows: Lines of the plan.
         methods: Parameter → contraction.
         folded: Bias → weight.
         head: The wide head, if one was met.
+        forms: With a wide head, bilinear forms of the sum before each of its passes, and after the last.
     """
 
     module: nn.Module
@@ -183,20 +189,23 @@ class Contraction:
     outputs: Outputs
     layerwise: bool
     bottleneck: bool
+    symmetric: bool
     chooser: Callable[[str], Choose]
     machine: Machine
     rows: dict[str, PlanRow] = field(default_factory=dict)
     methods: dict[str, str] = field(default_factory=dict)
     folded: dict[str, str] = field(default_factory=dict)
     head: Head | None = None
+    forms: list[float] = field(default_factory=list)
 
-    def tile(self, left: Side, right: Side, samples: list[list[int]], *, last: bool) -> Total:
+    def tile(self, left: Side, right: Side, samples: list[list[int]], tried: tuple[Tensor, Tensor], *, last: bool) -> Total:
         """Contract two blocks.
 
         Args:
             left: Rows of the tile; sent back here.
             right: Columns of the tile, sent back already unless there is a wide head; ``left`` itself for a block with itself.
             samples: Proof samples of each, by their place in the block.
+            tried: Cotangents of each, the same for all outputs.
             last: The factors of ``right`` are not needed again.
 
         Returns:
@@ -211,6 +220,8 @@ class Contraction:
         keep: dict[str, list[Factor]] = {}
 
         def sink(name: str, factors: list[Factor]) -> None:
+            if head is not None:
+                head.meet(name, 0, some, factors)
             if same and not last:
                 keep[name] = factors
             other = factors if same else right.factors.pop(name, None) if last else right.factors.get(name)
@@ -219,6 +230,8 @@ class Contraction:
             p = self.parameters[name]
             how, shape = total.add(name, factors, other, self.chooser(name), len(p) if p.ndim else 1)
             row = self.row(name, "+".join(capture.used[name]), shape, how, n1, n2, sent, same)
+            if head is not None:
+                row = replace(row, macs=row.macs + head.meeting_macs(name, factors, other))
             rows[name] = together(rows[name], row) if name in rows else row
 
         if head is not None:
@@ -226,16 +239,27 @@ class Contraction:
             for name, own in head.factors(capture.fold).items():
                 total.add(name, own[0], own[-1], self.chooser(name), o)
                 rows[name] = self.head_row(name, head, capture.used[name], capture.fold)
-        names = () if head is None else head.names
+        forms: list[float] = []
         assert left.y is not None
         for some in (None,) if head is None else head.basis.T.split(ROWS):
             sent = o if some is None else len(some)
-            if head is not None and not same:
-                right.sent(some, names)
-            capture.backward(left.y, sink, some, names)
+            if head is not None:
+                forms.append(total.form(*tried))
+                if not same:
+                    right.sent(some)
+                    for name, factors in right.factors.items():
+                        head.meet(name, 1, some, factors)
+            capture.backward(left.y, sink, some)
         folded = dict(capture.folded)
-        if head is not None and capture.fold:
-            folded |= dict.fromkeys(head.names[1:], head.names[0])
+        if head is not None:
+            forms.append(total.form(*tried))
+            if head.tied:
+                total.add_dense(head.names[0], *head.cross())
+            elif capture.fold:
+                folded |= dict.fromkeys(head.names[1:], head.names[0])
+            times = 1 if same or not self.symmetric else 2  # for the tile above the diagonal
+            known = self.forms or [0.0] * len(forms)
+            self.forms = [f + times * g for f, g in zip(known, forms)]
         if same:
             left.factors = keep
         if head is None:
@@ -269,8 +293,8 @@ class Contraction:
             function = "+".join(capture.used.get(name, ()))
             if name in capture.unfit:
                 self.note(self.row(name, capture.unfit[name], None, "exact", *sizes))
-            elif head is not None and name in head.names:
-                own = name == head.names[0] or not capture.fold
+            elif head is not None and name in head.names and not (head.ties(name) and all(name in s.outlines for s in (left, right))):
+                own = name in head.factors(capture.fold)
                 self.note(
                     self.head_row(name, head, capture.used[name], capture.fold) if own else self.row(name, function, None, "folded", *sizes)
                 )
@@ -283,9 +307,12 @@ class Contraction:
                     shape = None if found is None else replace(found, o=sent)
                     how = "dense" if shape is None else self.chooser(name)(shape, self.outputs)
                     part = self.row(name, function, shape, how, left.n, right.n, sent, same)
+                    if head is not None and head.ties(name):
+                        part = replace(part, macs=part.macs + sent * (left.meeting + (0 if same else right.meeting)))
                     row = part if row is None else together(row, part)
                 assert row is not None
-                self.note(row)
+                own_too = head is not None and head.ties(name)
+                self.note(together(self.head_row(name, head, capture.used[name], capture.fold), row) if own_too and head else row)
 
     def note(self, row: PlanRow) -> None:
         """Add a tile's line of the plan to that of all tiles; the contraction named is that of the most products.
@@ -300,7 +327,10 @@ class Contraction:
 
     def find(self, left: Side | Foreseen, right: Side | Foreseen) -> Head | None:
         """The wide head of two blocks, if going through its bottleneck saves backward passes."""
-        return find((left.capture,) if right is left else (left.capture, right.capture)) if self.bottleneck else None
+        if not self.bottleneck:
+            return None
+        captures = (left.capture,) if right is left else (left.capture, right.capture)
+        return find(captures, None if self.head is None else self.head.basis)
 
     def row(self, name: str, function: str, shape: Shape | None, how: str, n1: int, n2: int, o: int, same: bool) -> PlanRow:
         """A line of the plan."""
@@ -313,7 +343,8 @@ class Contraction:
         same = len(head.inputs) == 1
         k = head.factors(fold)[name][0][0].right.shape[2]
         shape = Shape(n1, n2, o, 1, 1, o, k, same=same, unit=True)
-        return self.row(name, "+".join(used), shape, "output", n1, n2, o, same)
+        row = self.row(name, "+".join(used), shape, "output", n1, n2, o, same)
+        return replace(row, macs=row.macs + 2 * n1 * n2 * k * head.ties(name))
 
 
 def together(a: PlanRow, b: PlanRow) -> PlanRow:

@@ -89,6 +89,28 @@ class Total:
         """
         self._sum(name, lambda into: dense(J1, J2, self._outputs, into))
 
+    def form(self, u1: Tensor, u2: Tensor) -> float:
+        """The bilinear form of what is summed so far, for a trace.
+
+        Args:
+            u1: Cotangents of the first side.
+            u2: Cotangents of the second side.
+
+        Returns:
+            ``u₁ᵀ Θ u₂``, in float64.
+        """
+        if self._kernel is None:
+            return 0.0
+        value, u1, u2 = 0.0, u1.double(), u2.double()
+        for i in range(0, len(u1), 1024):
+            K = self._kernel[i : i + 1024].double()
+            if self._same:  # its lower triangle holds
+                low = K.tril(i - 1)
+                value += float(2 * (u1[i : i + 1024] @ low @ u2) + (K.diagonal(i) * u1[i : i + 1024] * u2[i : i + 1024]).sum())
+            else:
+                value += float(u1[i : i + 1024] @ K @ u2)
+        return value
+
     def finish(self) -> Tensor:
         """The kernel, whole.
 

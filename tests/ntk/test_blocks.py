@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 
+from mechfeat.models import mlp
 from mechfeat.ntk.checks import check_model
 from mechfeat.ntk.job import Job
 from mechfeat.ntk.verify import proved
+from tests.ntk.test_bottleneck import tied_table
 from tests.ntk.test_exact import OUTPUTS
 from tests.ntk.zoo import ZOO
 
@@ -45,3 +48,20 @@ def test_layers_are_put_together():
             assert want.layers.keys() == have.layers.keys()
             for name, layer in want.layers.items():
                 torch.testing.assert_close(have.layers[name], layer)
+
+
+@pytest.mark.parametrize("make", [lambda: mlp([5, 7, 6, 60], nn.Tanh), tied_table, lambda: mlp([5, 40, 90], nn.Tanh)])
+def test_wide_heads(make):
+    net = make()
+    tokens = "e.weight" in dict(net.named_parameters())
+    x1, x2 = (torch.randint(0, 31, (n, 5)) if tokens else torch.randn(n, 5) for n in (7, 5))
+    for xs in ((x1,), (x1, x2)):
+        want, _, _ = proved(whole := job(net, xs, "trace", None), whole.run({}), False)
+        assert want.head is not None
+        for block in (2, 3):
+            small = job(net, xs, "trace", block)
+            have, _, failed = proved(small, small.run({}), True)
+            assert not failed
+            torch.testing.assert_close(have.kernel, want.kernel, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(have.forms, want.forms, rtol=1e-9, atol=1e-9)
+            assert small.plan({}).rows == have.plan.rows

@@ -272,8 +272,9 @@ def test_a_large_rate_is_said_where_it_may_converge():
     K, y = torch.eye(2), torch.tensor([0, 1])
     with pytest.warns(UserWarning, match="is sure to lower") as said:
         KernelDynamics(K, y, loss="softmax", lr=10.0, f0=torch.zeros(2, 2))
-    assert str(said[0].message) == (
-        "lr=10 is above 8, up to which each step of gradient descent with this kernel is sure to lower the softmax loss. The steps are "
+    assert (
+        str(said[0].message)
+        == "lr=10 is above 8, up to which each step of gradient descent with this kernel is sure to lower the softmax loss. The steps are "
         "computed as asked for."
     )
 

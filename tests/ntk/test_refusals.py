@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mechfeat.bench.oracles import ntk as oracle
 from mechfeat.errors import (
     DeviceError,
     DtypeError,
@@ -22,6 +23,7 @@ from mechfeat.errors import (
 )
 from mechfeat.models import mlp
 from mechfeat.ntk import empirical_ntk, plan
+from tests.ntk.test_exact import reduced
 from tests.ntk.zoo import Net, P
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -174,7 +176,14 @@ OUTPUTS = [
     ),
     (lambda s, x: s.a(x).T, "The model returned shape (3, 6) for 6 samples of x1. Its first axis must be the samples."),
     (lambda s, x: s.a(x).sum(), "The model returned shape () for 6 samples of x1. Its first axis must be the samples."),
-    (lambda s, x: s.a(x)[:, :0], "The model returned no outputs (an axis of size 0)."),
+    (
+        lambda s, x: s.a(x)[:, :0],
+        "The model returned shape (6, 0) for 6 samples of x1, which holds no outputs. A kernel needs at least one a sample.",
+    ),
+    (
+        lambda s, x: s.a(x).unflatten(1, (3, 1))[:, :, :0],
+        "The model returned shape (6, 3, 0) for 6 samples of x1, which holds no outputs. A kernel needs at least one a sample.",
+    ),
 ]
 
 
@@ -247,7 +256,10 @@ def test_device():
 
 
 def test_devices_of_the_model():
-    message = "The trainable parameters are on cpu, meta. A kernel needs one device; move with model.to(device)."
+    message = (
+        "The trainable parameters are on cpu ('0.weight' and 1 more), meta ('1.weight' and 1 more). A kernel needs one device; move with "
+        "model.to(device)."
+    )
     assert_refused(DeviceError, message, nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 2, device="meta")), x())
 
 
@@ -257,14 +269,65 @@ def test_dtype_of_the_input():
 
 
 def test_dtypes_of_the_model():
-    message = "The trainable parameters have torch.float32, torch.float64. A kernel needs one real dtype; convert with model.to(dtype)."
-    assert_refused(DtypeError, message, nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 2).float()), x())
+    message = (
+        "The trainable parameters have torch.float32 ('1.weight'), torch.float64 ('0.weight' and 1 more). A kernel needs one real dtype; "
+        "convert with model.to(dtype)."
+    )
+    assert_refused(DtypeError, message, nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 2, bias=False).float()), x())
+
+
+COMPLEX = (
+    "{} complex (torch.complex128), for which gradients and kernels need a conjugate that none is agreed on. Hold real and imaginary parts "
+    "as real parameters, joined in the forward by torch.complex."
+)
 
 
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature:UserWarning")
 def test_complex_parameters():
-    message = "The trainable parameters have torch.complex128. A kernel needs one real dtype; convert with model.to(dtype)."
+    message = COMPLEX.format("'a.weight' and 1 more of the 2 trainable parameters are")
     assert_refused(DtypeError, message, net().to(torch.complex128), x())
+
+
+def test_one_complex_parameter():
+    def f(s, x):
+        return s.a(x) + (x.to(torch.complex128) @ s.w).abs()
+
+    w = nn.Parameter(torch.randn(5, 3, dtype=torch.complex128))
+    message = COMPLEX.format("'w' of the 3 trainable parameters is")
+    assert_refused(DtypeError, message, Net(f, a=nn.Linear(5, 3), w=w), x())
+    # frozen it is a constant, and its real and imaginary parts are parameters like others
+    batch = x()
+    frozen = Net(f, a=nn.Linear(5, 3), w=nn.Parameter(w.detach(), requires_grad=False))
+    torch.testing.assert_close(empirical_ntk(frozen, batch).kernel, empirical_ntk(frozen.a, batch).kernel)
+    parts = Net(lambda s, x: (x.to(torch.complex128) @ torch.complex(s.u, s.v)).abs(), u=P(5, 3), v=P(5, 3))
+    literal = sum(oracle.empirical_ntk(parts, batch).values())
+    torch.testing.assert_close(empirical_ntk(parts, batch, prove="always").kernel, literal)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
+def test_parameters_are_not_finite(bad):
+    model = mlp([5, 4, 2])
+    with torch.no_grad():
+        model[0].weight[1, 2:4] = bad
+    message = "{} NaN or infinity (2 of 20 entries of '0.weight'). Did training diverge, or a file not load? Freeze what is not in use."
+    assert_refused(NonFiniteError, message.format("'0.weight' of the 4 trainable parameters holds"), model, x())
+    with torch.no_grad():
+        model[2].bias[0] = bad
+    assert_refused(NonFiniteError, message.format("'0.weight' and 1 more of the 4 trainable parameters hold"), model, x())
+
+
+def test_a_frozen_mask_of_infinities_is_fine():
+    mask = nn.Parameter(torch.tensor([0.0, -float("inf"), 0.0]), requires_grad=False)
+    model = Net(lambda s, x: (s.a(x) + s.mask).softmax(1), a=nn.Linear(5, 3), mask=mask)
+    assert torch.isfinite(empirical_ntk(model, x()).kernel).all()
+
+
+def test_parameters_without_entries():
+    model, batch = Net(lambda s, x: s.a(x) + s.b(x[:, :0]), a=nn.Linear(5, 3), b=nn.Linear(1, 3)), x()
+    model.b.weight = nn.Parameter(torch.empty(3, 0))
+    literal = sum(oracle.empirical_ntk(model, batch).values())
+    for outputs in ("full", "trace", "diagonal"):
+        torch.testing.assert_close(empirical_ntk(model, batch, outputs=outputs, prove="always").kernel, reduced(literal, outputs))
 
 
 def test_input_is_no_tensor():
@@ -284,6 +347,21 @@ def test_input_is_not_finite(bad):
     batch[2, 1] = batch[4, 0] = bad
     assert_refused(NonFiniteError, "x1 holds NaN or infinity in 2 of 6 samples, the first of them number 2.", net(), batch)
     assert_refused(NonFiniteError, "x2 holds NaN or infinity in 2 of 6 samples, the first of them number 2.", net(), x(), batch)
+
+
+def test_complex_input():
+    model = Net(lambda s, z: s.a(torch.cat([z.real, z.imag], 1)), a=nn.Linear(10, 3))
+    batch = torch.complex(x(), x())
+    literal = sum(oracle.empirical_ntk(model, batch).values())
+    torch.testing.assert_close(empirical_ntk(model, batch).kernel, literal)
+    batch[2, 1] = float("nan")
+    assert_refused(NonFiniteError, "x1 holds NaN or infinity in 1 of 6 samples, the first of them number 2.", model, batch)
+
+
+def test_a_gradient_is_not_finite():
+    model = net(lambda s, x: (s.a(x).detach() + 0 * s.a(x)).sub(s.a(x).detach()).sqrt())  # zero, where a square root has no derivative
+    with pytest.raises(ProofError):
+        empirical_ntk(model, x())
 
 
 def test_outputs_of_the_two_batches_differ():

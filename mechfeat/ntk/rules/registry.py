@@ -71,7 +71,7 @@ class Call:
         if self.owns(x):
             raise Unfit("its input is a parameter")
         self._check_samples(x)
-        return x.detach().reshape(self.n, -1, x.shape[-1])
+        return x.detach().reshape(self.n, x.shape[:-1].numel() // self.n, x.shape[-1])
 
     def gradient_rows(self, g: Float[Tensor, "o ..."]) -> Float[Tensor, "n o t c"]:
         """Gradients at an output with its channels last, as left factors.
@@ -82,7 +82,7 @@ class Call:
         Returns:
             ``[n o t c]``.
         """
-        return g.reshape(g.shape[0], self.n, -1, g.shape[-1]).transpose(0, 1)
+        return g.reshape(g.shape[0], self.n, g.shape[1:-1].numel() // self.n, g.shape[-1]).transpose(0, 1)
 
     def _check_samples(self, x: Tensor) -> None:
         flattened = x.ndim == 2 and x.shape[0] % self.n == 0
