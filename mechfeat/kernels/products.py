@@ -52,7 +52,7 @@ def quick(A: Tensor, B: Tensor) -> bool:
         and A.shape[1] <= LONGEST
         and A.is_contiguous()  # of strided factors oneDNN takes its reference path, a thousand times slower
         and B.is_contiguous()
-        and torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+        and bool(torch.backends.mkldnn.enabled)
         and onednn_is_faster(torch.get_num_threads())
     )
 

@@ -232,7 +232,7 @@ class Capture:
             factor = uses[0].factor(W.new_zeros(()).expand(1, *shape))
         if not isinstance(factor, Outer) or factor.turned or factor.right.shape[1] != 1 or W.shape != (shape[1], factor.right.shape[2]):
             return None
-        return names, W, factor.right[:, 0]
+        return names, W, factor.inputs[:, 0]
 
     def outputs_at_once(self, o: int) -> int:
         """How many outputs go through one backward pass.

@@ -66,8 +66,8 @@ class Total:
                 assert isinstance(a, F.Outer)
                 assert isinstance(b, F.Outer)
                 left1 = None if how == "output" else widen(a.left[:, :, 0])
-                right1 = widen(a.right[:, 0])
-                left2, right2 = (left1, right1) if b is a else (None if how == "output" else widen(b.left[:, :, 0]), widen(b.right[:, 0]))
+                right1 = widen(a.inputs[:, 0])
+                left2, right2 = (left1, right1) if b is a else (None if how == "output" else widen(b.left[:, :, 0]), widen(b.inputs[:, 0]))
                 self._singles.append((name, Single(left1, right1, left2, right2)))
                 small = self._zeros([len(s) for s in self._samples])
                 few1 = [a.at(self._samples[0])]

@@ -8,10 +8,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mechfeat.kernels import contract, new_kernel
+from mechfeat.kernels.patches import Patches
 from mechfeat.kernels.tiles import Single, add_singles
 from mechfeat.models import mlp
 from mechfeat.ntk import empirical_ntk, plan, planner
-from mechfeat.ntk.factors import Shape
+from mechfeat.ntk.factors import Outer, Shape, shape_of
 from mechfeat.ntk.planner import Plan
 from tests.ntk.test_exact import OUTPUTS
 from tests.ntk.zoo import ZOO, Net
@@ -82,6 +83,25 @@ def test_counts_are_those_of_what_runs(sizes, outputs, same, room):
         with Products() as ran:
             contract.dense(J := left1.flatten(2), J if same else torch.randn(m, o, t * c), outputs, into)
         assert ran.count == planner.dense_macs((shape.n1, shape.n2), o, t * c, outputs, same)
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS)
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize(("channels", "stride"), [(48, 1), (47, 1), (48, 2)])
+def test_counts_of_patches(outputs, same, channels, stride):
+    def side(n):
+        right = Patches(torch.randn(n, channels, 5, 4), (3, 3), (stride,) * 2, ((1, 1), (1, 0)), (1, 1), ones=True)
+        return Outer(torch.randn(n, 2, 3, right.shape[1]).mT, right)
+
+    a, b = side(3), side(2)
+    b = a if same else b
+    shape = shape_of(a, b)
+    assert (shape.pixel_macs > 0) == (channels == 48 and stride == 1)
+    for order, count in planner.MACS.items():
+        into = new_kernel(a.left, len(a.left), len(b.left), 2, outputs)
+        with Products() as ran:
+            getattr(contract, order)(a.left, a.right, b.left, b.right, outputs, into)
+        assert ran.count == count(shape, outputs), order
 
 
 def test_counts_of_a_large_kernel_in_tiles():
@@ -165,12 +185,12 @@ def test_prints():
     made = plan(net, torch.randn(5, 2, 4))
     text = str(Plan(made.rows, made.kernel_shape, made.kernel_bytes, made.outputs, 1e9))
     assert text.splitlines() == [
-        "parameter  function                              contraction  positions    MMAC       MiB",
-        "a.weight   linear                                mixed                2  0.0076   0.00687",
-        "a.bias     mul has no rule                       exact                1  0.0027  0.000687",
-        "b.weight   not used, or not reaching the output  unused               0       0         0",
+        "parameter  function                              contraction  positions     MMAC       MiB",
+        "a.weight   linear                                mixed                2  0.00456   0.00305",
+        "a.bias     mul has no rule                       exact                1   0.0027  0.000687",
+        "b.weight   not used, or not reaching the output  unused               0        0         0",
         (
-            "kernel [5, 6, 5, 6] (full), 0.00687 MiB; contractions 1.03e-05 GMAC, 1e-05 s at 1 GMAC/s; peak 0.0206 MiB "
+            "kernel [5, 6, 5, 6] (full), 0.00687 MiB; contractions 7.26e-06 GMAC, 7.3e-06 s at 1 GMAC/s; peak 0.0168 MiB "
             "beside the factors of one layer"
         ),
     ]
