@@ -81,6 +81,7 @@ class Patches:
             A tensor whose columns are contiguous.
 
         Example:
+            >>> import torch
             >>> x = torch.arange(4.0).view(1, 1, 2, 2)
             >>> Patches(x, (1, 2), (1, 1), ((0, 0), (0, 0)), (1, 1), ones=True).rows()
             tensor([[[0., 1., 1.],
