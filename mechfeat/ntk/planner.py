@@ -15,6 +15,7 @@ from mechfeat.features import storable
 from mechfeat.features.storage import Stored
 from mechfeat.kernels import Outputs
 from mechfeat.kernels.contract import CHUNK_BYTES, block_steps, gram_tiles, mixed_step
+from mechfeat.kernels.products import onednn_is_faster
 from mechfeat.kernels.symmetric import area
 from mechfeat.ntk.factors import Contraction, Shape
 
@@ -111,8 +112,8 @@ def choose(s: Shape, outputs: Outputs) -> Contraction:
     costs: dict[Contraction, float] = {
         "gram": gram_macs(s, outputs),
         "block": block_macs(s, outputs),
-        # What is carried is written to memory and read back, which costs as much as some products.
-        "mixed": mixed_macs(s, outputs) * 1.3,
+        # What is carried is written to memory and read back, which costs as much as some products; as more of them where they are fast.
+        "mixed": mixed_macs(s, outputs) * (2.0 if s.itemsize == 4 and onednn_is_faster(torch.get_num_threads()) else 1.3),
     }
     return min(costs, key=lambda how: costs[how])
 
