@@ -12,10 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechfeat.kernels.layout import Outputs, new_kernel, widen
+from mechfeat.kernels.patches import Patches
+from mechfeat.kernels.products import LONGEST, product, quick
 from mechfeat.kernels.symmetric import add_product, band, mirror
 
-Right = Float[Tensor, "n t k"] | Int[Tensor, "n t"]
-Other = Float[Tensor, "m s k"] | Int[Tensor, "m s"]  # the same of the second side
+Right = Float[Tensor, "n t k"] | Int[Tensor, "n t"] | Patches
+Other = Float[Tensor, "m s k"] | Int[Tensor, "m s"] | Patches  # the same of the second side
 Sum = Float[Tensor, "..."] | None
 
 TILE_BYTES = 2 << 20  # a tile of Gram entries that stays in the cache between its products and the sum they go to
@@ -67,13 +69,13 @@ def block(
     outputs: Outputs,
     into: Sum = None,
 ) -> Float[Tensor, "..."]:
-    """Kernel by way of each sample's weight gradient, a few output channels at a time.
+    """Kernel by way of each sample's weight gradient, a few input channels at a time.
 
     Best where there are many positions and the weight is small: early convolutions, long sequences.
 
     Args:
         left1: Gradients at the layer's output, first side.
-        right1: The layer's inputs; integers stand for one-hot rows (an embedding's token ids).
+        right1: The layer's inputs; integers stand for one-hot rows (an embedding's token ids), patches for their rows.
         left2: Gradients at the layer's output, second side.
         right2: The layer's inputs, second side.
         outputs: As for :func:`dense`.
@@ -89,21 +91,25 @@ def block(
     same = left1 is left2 and right1 is right2
     left1 = widen(left1)
     left2 = left1 if same else widen(left2)
-    right1, right2 = _rows(right1, right2, left1.dtype)
+    right1, right2 = _columns(right1, right2, left1.dtype)
     (n, o, _, c), m, k = left1.shape, len(left2), right1.shape[-1]
     kernel = new_kernel(left1, n, m, o, outputs) if into is None else into
-    step, step_o = block_steps(n if same else n + m, o, c, k, outputs, left1.element_size())
-    room = [left1.new_empty(x * step_o * step * k) for x in ((n,) if same else (n, m))]  # written anew for each chunk
-    for a in range(0, o, step_o):
-        for i in range(0, c, step):
-            J1 = _formed(left1[:, a : a + step_o, :, i : i + step], right1, room[0])
-            J2 = J1 if same else _formed(left2[:, a : a + step_o, :, i : i + step], right2, room[1])
+    unit = right1.taps if isinstance(right1, Patches) else 1
+    step, step_o = block_steps(n if same else n + m, o, c, k, outputs, left1.element_size(), unit)
+    room = [left1.new_empty(x * step_o * c * step) for x in ((n,) if same else (n, m))]  # written anew for each chunk
+    for i in range(0, k, step):
+        part = slice(i, min(i + step, k))
+        rows1 = _some(right1, part)
+        rows2 = rows1 if same else _some(right2, part)
+        for a in range(0, o, step_o):
+            J1 = _formed(left1[:, a : a + step_o], rows1, room[0])
+            J2 = J1 if same else _formed(left2[:, a : a + step_o], rows2, room[1])
             dense(J1, J2, outputs, kernel[..., a : a + step_o] if outputs == "diagonal" else kernel)
     return _whole(kernel, outputs, same, into)
 
 
-def block_steps(n: int, o: int, c: int, k: int, outputs: Outputs, itemsize: int) -> tuple[int, int]:
-    """How many channels and outputs of the gradients :func:`block` forms at a time.
+def block_steps(n: int, o: int, c: int, k: int, outputs: Outputs, itemsize: int, unit: int = 1) -> tuple[int, int]:
+    """How many columns and outputs of the gradients :func:`block` forms at a time.
 
     Args:
         n: Samples of both sides.
@@ -112,25 +118,37 @@ def block_steps(n: int, o: int, c: int, k: int, outputs: Outputs, itemsize: int)
         k: Input channels.
         outputs: What is kept of the outputs; only full needs all of them at once.
         itemsize: Bytes a number.
+        unit: Columns that are formed together, where there is room for them.
 
     Returns:
-        Channels, outputs.
+        Input channels, outputs.
     """
-    one = max(1, n * k * itemsize)
-    if outputs == "full":
-        return min(max(1, c), max(1, CHUNK_BYTES // (one * max(1, o)))), max(1, o)
-    step_o = min(max(1, o), max(1, CHUNK_BYTES // (one * max(1, c))))
-    return min(max(1, c), max(1, CHUNK_BYTES // (one * step_o))), step_o
+    one = max(1, n * c * itemsize)
+    step_o = max(1, o) if outputs == "full" else min(max(1, o), max(1, CHUNK_BYTES // (one * max(1, k))))
+    step = min(max(1, k), max(1, CHUNK_BYTES // (one * step_o)), max(unit, LONGEST // max(1, c)))
+    return (step // unit * unit if unit <= step < k else step), step_o
+
+
+def _some(right: Float[Tensor, "n t k"] | Patches, part: slice) -> Float[Tensor, "n t j"]:
+    return widen(right.rows(part)) if isinstance(right, Patches) else right[..., part]
 
 
 def _formed(left: Float[Tensor, "n o t c"], right: Float[Tensor, "n t k"], room: Float[Tensor, " size"]) -> Float[Tensor, "n o p"]:
     (n, o, t, c), k = left.shape, right.shape[-1]
     J = room[: n * o * c * k].view(n, o, c, k)
+    turned = left.mT
     if t == 1:
         torch.mul(left[:, :, 0, :, None], right[:, :, None], out=J)
+    elif n and turned[0].is_contiguous():  # positions innermost, as convolutions have them: one product for all outputs
+        rows, columns = turned.flatten(1, 2), right.mT
+        if quick(rows[0], columns[0]):
+            for i in range(n):
+                J[i] = product(rows[i], columns[i]).view(o, c, k)
+        else:
+            torch.bmm(rows, right, out=J.view(n, o * c, k))
     else:
         for i in range(o):
-            torch.bmm(left[:, i].mT, right, out=J[:, i])
+            torch.bmm(turned[:, i], right, out=J[:, i])
     return J.flatten(2)
 
 
@@ -150,7 +168,7 @@ def gram(
 
     Args:
         left1: Gradients at the layer's output, first side.
-        right1: The layer's inputs; integers stand for one-hot rows (an embedding's token ids).
+        right1: The layer's inputs; integers stand for one-hot rows (an embedding's token ids), patches for their rows.
         left2: Gradients at the layer's output, second side.
         right2: The layer's inputs, second side.
         outputs: As for :func:`dense`.
@@ -166,6 +184,7 @@ def gram(
     same = left1 is left2 and right1 is right2
     left1 = widen(left1).contiguous()
     left2 = left1 if same else widen(left2).contiguous()
+    right1, right2 = _for_gram(right1, right2)
     (n, o, t, _), (m, _, s, _) = left1.shape, left2.shape
     kernel = new_kernel(left1, n, m, o, outputs) if into is None else into
     for rows, columns in gram_tiles(n, m, o, t, s, outputs, left1.element_size(), same):
@@ -173,7 +192,7 @@ def gram(
         A = _right_gram(right1[rows], right2[columns], left1.dtype)
         if outputs == "full":
             if t == s == 1:
-                G = (L1.flatten(0, 2) @ L2.flatten(0, 2).T).view(len(L1), o, -1)
+                G = product(L1.flatten(0, 2), L2.flatten(0, 2)).view(len(L1), o, -1)
                 # Repeating along the columns alone leaves long rows to multiply; a stride of zero there would not.
                 part = G.mul_(A[:, 0, :, 0].repeat_interleave(o, 1)[:, None]).view(len(L1), o, -1, o)
             else:
@@ -236,7 +255,7 @@ def mixed(
 
     Args:
         left1: Gradients at the layer's output, first side.
-        right1: The layer's inputs; integers stand for one-hot rows (an embedding's token ids).
+        right1: The layer's inputs; integers stand for one-hot rows (an embedding's token ids), patches for their rows.
         left2: Gradients at the layer's output, second side.
         right2: The layer's inputs, second side.
         outputs: As for :func:`dense`.
@@ -247,50 +266,51 @@ def mixed(
 
     Cost:
         ``n m (t s k + t s o c + o² t c)`` multiply-adds (full), the last term ``o`` times fewer otherwise; about half of it for one batch
-        with itself. At most 32 MiB of carried gradients are held at a time, or those of one sample.
+        with itself. At most 2 MiB of carried gradients are held at a time, or those of one pair of samples.
     """
     same = left1 is left2 and right1 is right2
-    left1 = widen(left1).contiguous()
-    left2 = left1 if same else widen(left2).contiguous()
-    (n, o, t, c), m = left1.shape, len(left2)
+    # Positions innermost: the carried gradients then come as they are met.
+    left1 = widen(left1).mT.contiguous()
+    left2 = left1 if same else widen(left2).mT.contiguous()
+    right1, right2 = _for_gram(right1, right2)
+    (n, o, c, t), m = left1.shape, len(left2)
     kernel = new_kernel(left1, n, m, o, outputs) if into is None else into
-    for columns, first in mixed_columns(n, m, o, t, c, left1.element_size(), same):
-        L1, L2 = left1[first:], left2[columns]
-        A = _right_gram(right2[columns], right1[first:], left1.dtype).flatten(2)  # m s (n t)
-        # Outputs ride along as rows of one product a sample.
-        carried = torch.matmul(A.mT.unsqueeze(1), L2).view(len(L2), o, len(L1), t * c)
-        G = L1.flatten(2)
-        if outputs == "full":
-            part = torch.bmm(G, carried.flatten(0, 1).permute(1, 2, 0)).unflatten(2, (len(L2), o))
-            kernel[first:, :, columns] += part
-        else:
-            diagonal = einsum(G, carried, "n o p, m o n p -> n m o")
-            if outputs == "trace":
-                kernel[first:, columns] += diagonal.sum(2)
+    step = mixed_step(n, o, t, c, left1.element_size())
+    for j in range(m if o * t else 0):
+        for i in range(j if same else 0, n, step):
+            rows = slice(i, i + step)
+            A = _right_gram(right1[rows], right2[j : j + 1], left1.dtype)[:, :, 0]
+            G = left1[rows].flatten(2)
+            carried = _carried(left2[j].flatten(0, 1), A).view(len(G), o, c * t)
+            if outputs == "full":
+                kernel[rows, :, j] += torch.bmm(G, carried.mT)
             else:
-                kernel[first:, columns] += diagonal
+                diagonal = einsum(G, carried, "n o p, n o p -> n o")
+                kernel[rows, j] += diagonal.sum(1) if outputs == "trace" else diagonal
     return _whole(kernel, outputs, same, into)
 
 
-def mixed_columns(n: int, m: int, o: int, t: int, c: int, itemsize: int, same: bool) -> list[tuple[slice, int]]:
-    """The columns that :func:`mixed` computes at a time.
+def _carried(left: Float[Tensor, "p s"], A: Float[Tensor, "n t s"]) -> Float[Tensor, "n p t"]:
+    columns = A.flatten(0, 1)
+    if quick(left, columns):
+        return product(left, columns).unflatten(1, A.shape[:2]).transpose(0, 1).contiguous()
+    return torch.bmm(left.expand(len(A), *left.shape), A.mT)
+
+
+def mixed_step(n: int, o: int, t: int, c: int, itemsize: int) -> int:
+    """Samples of the first side to which :func:`mixed` carries one of the second at a time.
 
     Args:
         n: Samples of the first side.
-        m: Samples of the second side.
         o: Outputs.
         t: Positions of the first side.
         c: Output channels.
         itemsize: Bytes a number.
-        same: Both sides are one batch, whose lower triangle is enough.
 
     Returns:
-        Samples of the second side, and the first sample of the first side that meets them.
+        Their number.
     """
-    if not n * o * t:
-        return []
-    step = max(1, CHUNK_BYTES // max(1, n * o * t * c * itemsize))
-    return [(slice(i, min(i + step, m)), i if same else 0) for i in range(0, m, step)]
+    return min(max(1, n), max(1, TILE_BYTES // max(1, o * t * c * itemsize)))
 
 
 def _whole(kernel: Tensor, outputs: Outputs, same: bool, into: Sum) -> Tensor:
@@ -300,14 +320,32 @@ def _whole(kernel: Tensor, outputs: Outputs, same: bool, into: Sum) -> Tensor:
 
 
 def _right_gram(right1: Right, right2: Other, dtype: torch.dtype) -> Float[Tensor, "n t m s"]:
+    if isinstance(right1, Patches):
+        assert isinstance(right2, Patches)
+        return right1.gram(right2)
+    assert isinstance(right2, Tensor)
     if right1.is_floating_point():
         (n, t, k), (m, s, _) = right1.shape, right2.shape
-        return (widen(right1).reshape(n * t, k) @ widen(right2).reshape(m * s, k).T).view(n, t, m, s)
+        return product(widen(right1).reshape(n * t, k), widen(right2).reshape(m * s, k)).view(n, t, m, s)
     return (right1[:, :, None, None] == right2).to(dtype)
 
 
-def _rows(right1: Right, right2: Other, dtype: torch.dtype) -> tuple[Float[Tensor, "n t k"], Float[Tensor, "m s k"]]:
-    """One-hot rows over the ids that occur; the others have no gradient."""
+def _for_gram(right1: Right, right2: Other) -> tuple[Right, Other]:
+    """Patches whose pixels are multiplied stay patches; of others the rows are formed, once."""
+    same = right1 is right2
+    if isinstance(right1, Patches) and isinstance(right2, Patches) and right1.shares:
+        first = right1.channels_last()
+        return first, first if same else right2.channels_last()
+    first_rows = right1.rows() if isinstance(right1, Patches) else right1
+    if same:
+        return first_rows, first_rows
+    return first_rows, right2.rows() if isinstance(right2, Patches) else right2
+
+
+def _columns(right1: Right, right2: Other, dtype: torch.dtype) -> tuple[Float[Tensor, "n t k"] | Patches, Float[Tensor, "m s k"] | Patches]:
+    """Factors that have columns: token ids as one-hot rows over the ids that occur; the others have no gradient."""
+    if isinstance(right1, Patches) or isinstance(right2, Patches):
+        return right1, right2
     if right1.is_floating_point():
         return widen(right1), widen(right2)
     ids, where = torch.cat([right1.flatten(), right2.flatten()]).unique(return_inverse=True)

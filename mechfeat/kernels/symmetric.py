@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechfeat.kernels.layout import Outputs
+from mechfeat.kernels.products import product, quick
 
 PIECE = 4096  # longest sum in one float32 product: longer ones lose digits, and shorter ones are no faster
 
@@ -62,29 +63,32 @@ def area(n: int, m: int, lower: bool) -> int:
 
 
 def add_product(M: Float[Tensor, "row column"], A: Float[Tensor, "row k"], B: Float[Tensor, "column k"], *, lower: bool) -> None:
-    """Add ``A Bᵀ`` to a matrix, in sums of at most 4096 products.
+    """Add ``A Bᵀ`` to a matrix, in sums that are short enough for float32.
 
     Args:
-        M: What is added to; it may be wider than the factors (float64 for float32), and then takes each piece's sum exactly.
+        M: What is added to; it may be wider than the factors (float64 for float32), and then takes each sum exactly.
         A: Left factor.
         B: Right factor; ``A`` itself where only the lower triangle is wanted.
         lower: Leave out what lies above the diagonal bands.
     """
     k = A.shape[1]
-    if M.dtype != A.dtype and len(A) <= 128 and k > PIECE:
+    if M.dtype != A.dtype and len(A) <= 64 and k > PIECE and not quick(A, B):
         whole = k // PIECE * PIECE
         pieces = [x[:, :whole].unflatten(1, (-1, PIECE)).transpose(0, 1) for x in (A, B)]
         M += torch.bmm(pieces[0], pieces[1].mT).sum(0, dtype=M.dtype)
         A, B = A[:, whole:], B[:, whole:]
-        k -= whole
-    for q in range(0, k, PIECE):
-        a, b = A[:, q : q + PIECE], B[:, q : q + PIECE]
-        for i, j, end in bands(len(A), lower):
-            end = len(B) if end < 0 else end
+    for i, j, end in bands(len(A), lower):
+        end = len(B) if end < 0 else end
+        a, b = A[i:j], B[:end]
+        if quick(a, b):
+            M[i:j, :end] += product(a, b)
+            continue
+        for q in range(0, A.shape[1], PIECE):
+            part, other = a[:, q : q + PIECE], b[:, q : q + PIECE].T
             if M.dtype == A.dtype:
-                M[i:j, :end].addmm_(a[i:j], b[:end].T)
+                M[i:j, :end].addmm_(part, other)
             else:
-                M[i:j, :end] += a[i:j] @ b[:end].T
+                M[i:j, :end] += part @ other
 
 
 def mirror(kernel: Tensor, outputs: Outputs) -> None:

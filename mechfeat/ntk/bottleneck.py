@@ -147,7 +147,7 @@ def _against(some: Float[Tensor, "l o"], factor: Factor) -> Float[Tensor, "n k"]
     if isinstance(factor, Lookup):
         return einsum(some[:, factor.ids], widen(factor.left), "l n t, n l t k -> n k")
     if isinstance(factor, Outer):
-        left, right = widen(factor.left), widen(factor.right)[:, None]
+        left, right = widen(factor.left), widen(factor.inputs)[:, None]
         rows, columns = (right, left) if factor.turned else (left, right)
         weights = (rows * some[None, :, None]).sum(3, keepdim=True)
         return (weights * columns).sum((1, 2))

@@ -238,7 +238,7 @@ class Capture:
             factor = uses[0].factor(W.new_zeros(()).expand(1, *shape))
         if not isinstance(factor, Outer) or factor.turned or factor.right.shape[1] != 1 or W.shape != (shape[1], factor.right.shape[2]):
             return None
-        return names, W, factor.right[:, 0], self._calls[names[0]] != 1
+        return names, W, factor.inputs[:, 0], self._calls[names[0]] != 1
 
     @staticmethod
     def at_once(o: int, sizes: Iterable[float | int]) -> int:

@@ -8,7 +8,8 @@ import math
 from functools import lru_cache
 
 from mechfeat.kernels import Outputs
-from mechfeat.kernels.contract import block_steps, gram_tiles, mixed_columns
+from mechfeat.kernels.contract import block_steps, gram_tiles, mixed_step
+from mechfeat.kernels.products import SMALLEST
 from mechfeat.kernels.symmetric import PIECE, area, bands
 from mechfeat.ntk.factors import Contraction, Shape
 from mechfeat.ntk.machine import Machine
@@ -52,16 +53,18 @@ def block_seconds(s: Shape, outputs: Outputs, m: Machine) -> float:
         Seconds.
     """
     n = s.n1 if s.same else s.n1 + s.n2
-    step, step_o = block_steps(n, s.o, s.c, s.k, outputs, s.itemsize)
-    chunks = math.ceil(s.c / step) * math.ceil(s.o / step_o)
+    step, step_o = block_steps(n, s.o, s.c, s.k, outputs, s.itemsize, s.taps)
+    chunks, parts = math.ceil(s.k / step), math.ceil(s.o / step_o)
     size = n * s.o * s.c * s.k
+    t = s.t if s.same else (s.n1 * s.t + s.n2 * s.s) // n
     if s.t == 1:
-        formed = chunks * 12 * m.call + m.pass_over(size, s.itemsize, 2)
+        formed = chunks * parts * 12 * m.call + m.pass_over(size, s.itemsize)
+    elif s.taps > 1:
+        one = m.product(step_o * s.c, t, step, s.itemsize)
+        formed = chunks * parts * n * (one + 4 * m.call) + m.pass_over(size, s.itemsize) + m.pass_over(n * t * s.k, s.itemsize, 4)
     else:
-        t = s.t if s.same else (s.n1 * s.t + s.n2 * s.s) / n
-        formed = s.o * math.ceil(s.c / step) * (m.product(step, t, s.k, s.itemsize, n) + 8 * m.call) + m.pass_over(size, s.itemsize, 1)
-    kept = step_o if outputs == "full" else min(step_o, s.o)
-    return formed + 20 * m.call + chunks * dense_seconds((s.n1, s.n2), kept, step * s.k, outputs, s.same, s.itemsize, m)
+        formed = chunks * s.o * (m.product(s.c, t, step, s.itemsize, n, plain=False) + 8 * m.call) + m.pass_over(size, s.itemsize, 1)
+    return formed + 20 * m.call + chunks * parts * dense_seconds((s.n1, s.n2), step_o, step * s.c, outputs, s.same, s.itemsize, m)
 
 
 def gram_seconds(s: Shape, outputs: Outputs, m: Machine) -> float:
@@ -83,15 +86,19 @@ def gram_seconds(s: Shape, outputs: Outputs, m: Machine) -> float:
         high, wide = a.stop - a.start, b.stop - b.start
         if (high, wide) not in seen:
             entries = high * wide * s.t * s.s
-            seconds = m.pass_over(entries, s.itemsize) if s.one_hot else m.product(high * s.t, s.k, wide * s.s, s.itemsize)
+            seconds = _right_gram(s, high, wide, m)
             if full:
-                seconds += m.product(high * s.o * s.t, s.c, wide * s.o * s.s, s.itemsize)
+                seconds += m.product(high * s.o * s.t, s.c, wide * s.o * s.s, s.itemsize, plain=s.t == s.s == 1)
                 single = s.t == s.s == 1
                 seconds += m.pass_over(entries * pairs, s.itemsize, 5 if single else 14) + (20 if single else 90) * m.call
             elif outputs == "trace":
-                seconds += m.product(high * s.t, s.o * s.c, wide * s.s, s.itemsize) + m.pass_over(entries, s.itemsize, 6) + 50 * m.call
+                seconds += (
+                    m.product(high * s.t, s.o * s.c, wide * s.s, s.itemsize, plain=False)
+                    + m.pass_over(entries, s.itemsize, 6)
+                    + 50 * m.call
+                )
             else:
-                each = m.product(high * s.t, s.c, wide * s.s, s.itemsize) + m.pass_over(entries, s.itemsize, 6) + 50 * m.call
+                each = m.product(high * s.t, s.c, wide * s.s, s.itemsize, plain=False) + m.pass_over(entries, s.itemsize, 6) + 50 * m.call
                 seconds += s.o * each
             seen[high, wide] = seconds
         total += seen[high, wide]
@@ -109,19 +116,33 @@ def mixed_seconds(s: Shape, outputs: Outputs, m: Machine) -> float:
     Returns:
         Seconds.
     """
-    total = 0.0
-    for columns, first in mixed_columns(s.n1, s.n2, s.o, s.t, s.c, s.itemsize, s.same):
-        wide, high = columns.stop - columns.start, s.n1 - first
-        entries = wide * s.s * high * s.t
-        total += m.pass_over(entries, s.itemsize) if s.one_hot else m.product(wide * s.s, s.k, high * s.t, s.itemsize)
-        carried = wide * s.o * high * s.t * s.c
-        total += m.product(high * s.t, s.s, s.c, s.itemsize, wide * s.o) + m.pass_over(carried, s.itemsize, 2)
-        if outputs == "full":
-            total += m.product(s.o, s.t * s.c, wide * s.o, s.itemsize, high) + m.pass_over(wide * high * s.o * s.o, s.itemsize, 4)
-        else:
-            total += m.pass_over(carried, s.itemsize, 8)
-        total += 40 * m.call
-    return total
+    step = mixed_step(s.n1, s.o, s.t, s.c, s.itemsize)
+    met = s.n1 * (s.n1 + 1) // 2 if s.same else s.n1 * s.n2
+    calls = sum(-(-(s.n1 - (j if s.same else 0)) // step) for j in range(s.n2))
+    if not calls:
+        return 0.0
+    high = met / calls
+    entries, carried = high * s.t * s.s, high * s.o * s.t * s.c
+    one = _right_gram(s, high, 1, m)
+    quick = s.o * s.c * s.s * high * s.t >= SMALLEST
+    one += m.product(s.o * s.c, s.s, high * s.t, s.itemsize) if quick else high * m.product(s.o * s.c, s.s, s.t, s.itemsize, 1, plain=False)
+    one += m.pass_over(carried, s.itemsize, 3)
+    if outputs == "full":
+        one += m.product(s.o, s.t * s.c, s.o, s.itemsize, math.ceil(high), plain=False) + m.pass_over(high * s.o * s.o, s.itemsize, 3)
+    else:
+        one += m.pass_over(carried, s.itemsize, 4)
+    copied = (s.n1 + (0 if s.same else s.n2)) * s.o * s.t * s.c
+    return calls * (one + 40 * m.call) + m.pass_over(copied, s.itemsize) + m.pass_over(entries, s.itemsize, 1)
+
+
+def _right_gram(s: Shape, high: int | float, wide: int | float, m: Machine) -> float:
+    entries = high * s.t * wide * s.s
+    if s.one_hot:
+        return m.pass_over(entries, s.itemsize)
+    if s.pixel_macs:
+        shifts = round(s.taps**0.5) * 2  # box sums go axis by axis
+        return m.product(high * s.t, s.pixel_macs / (s.t * s.s), wide * s.s, s.itemsize) + shifts * m.pass_over(entries, s.itemsize, 3)
+    return m.product(high * s.t, s.k, wide * s.s, s.itemsize)
 
 
 SECONDS = {"block": block_seconds, "gram": gram_seconds, "mixed": mixed_seconds}

@@ -5,7 +5,7 @@ gradients through the Gram of the inputs.
 """
 
 from mechfeat.kernels import Outputs
-from mechfeat.kernels.contract import block_steps, gram_tiles, mixed_columns
+from mechfeat.kernels.contract import block_steps, gram_tiles, mixed_step
 from mechfeat.kernels.symmetric import area
 from mechfeat.ntk.factors import Shape
 
@@ -54,7 +54,7 @@ def gram_macs(s: Shape, outputs: Outputs) -> int:
     pairs = s.o * s.o if outputs == "full" else s.o
     extra = s.o * s.o if outputs == "full" else s.o if outputs == "diagonal" else 1
     met = sum((a.stop - a.start) * (b.stop - b.start) for a, b in gram_tiles(s.n1, s.n2, s.o, s.t, s.s, outputs, s.itemsize, s.same))
-    return met * s.t * s.s * ((1 if s.one_hot else s.k) + pairs * s.c + extra)
+    return met * (right_macs(s) + s.t * s.s * (pairs * s.c + extra))
 
 
 def mixed_macs(s: Shape, outputs: Outputs) -> int:
@@ -67,9 +67,21 @@ def mixed_macs(s: Shape, outputs: Outputs) -> int:
     Returns:
         The count.
     """
-    met = sum((a.stop - a.start) * (s.n1 - first) for a, first in mixed_columns(s.n1, s.n2, s.o, s.t, s.c, s.itemsize, s.same))
+    met = s.n1 * (s.n1 + 1) // 2 if s.same else s.n1 * s.n2
     pairs = s.o * s.o if outputs == "full" else s.o
-    return met * (s.t * s.s * ((1 if s.one_hot else s.k) + s.o * s.c) + pairs * s.t * s.c)
+    return met * (right_macs(s) + s.t * s.s * s.o * s.c + pairs * s.t * s.c)
+
+
+def right_macs(s: Shape) -> int:
+    """Multiply-adds of one pair of samples' right Gram matrix.
+
+    Args:
+        s: Sizes.
+
+    Returns:
+        The count; of patches that share their pixels, that of the pixels.
+    """
+    return s.pixel_macs or s.t * s.s * (1 if s.one_hot else s.k)
 
 
 MACS = {"block": block_macs, "gram": gram_macs, "mixed": mixed_macs}
@@ -89,11 +101,12 @@ def workspace_bytes(s: Shape, outputs: Outputs, method: str, itemsize: int) -> i
     """
     n = s.n1 if s.same else s.n1 + s.n2
     if method == "block":
-        step, step_o = block_steps(n, s.o, s.c, s.k, outputs, itemsize)
-        return n * step_o * step * s.k * itemsize
+        step, step_o = block_steps(n, s.o, s.c, s.k, outputs, itemsize, s.taps)
+        rows = (s.n1 * s.t + (0 if s.same else s.n2 * s.s)) * step if s.taps > 1 else 0
+        return (n * step_o * step * s.c + rows) * itemsize
     if method == "mixed":
-        columns = mixed_columns(s.n1, s.n2, s.o, s.t, s.c, itemsize, s.same)
-        return max((a.stop - a.start for a, _ in columns), default=0) * s.n1 * s.o * s.t * max(s.c, s.s) * itemsize
+        step = mixed_step(s.n1, s.o, s.t, s.c, itemsize)
+        return step * s.t * (2 * s.o * s.c + 2 * s.s) * itemsize
     if method == "output":
         return s.n1 * s.n2 * itemsize
     pair = s.t * s.s * itemsize * (1 + (s.o**2 if outputs == "full" else 1))

@@ -12,6 +12,7 @@ from torch import Tensor
 from mechfeat.kernels import Outputs, block, dense, gram, mixed
 from mechfeat.kernels.contract import CHUNK_BYTES
 from mechfeat.kernels.layout import widen
+from mechfeat.kernels.patches import Patches
 
 Contraction = Literal["block", "gram", "mixed", "output"]
 
@@ -22,13 +23,13 @@ class Outer:
 
     Attributes:
         left: Gradient at the output of the call.
-        right: Input rows of the call.
+        right: Input rows of the call, or the patches whose rows they are.
         turned: The parameter is stored as ``[k c]`` (``addmm``) rather than ``[c k]`` (``linear``).
         unit: The call's output is the model's, so that the gradients are unit vectors.
     """
 
     left: Float[Tensor, "n o t c"]
-    right: Float[Tensor, "n t k"]
+    right: Float[Tensor, "n t k"] | Patches
     turned: bool = False
     unit: bool = False
 
@@ -38,13 +39,20 @@ class Outer:
 
     def with_bias(self) -> "Outer":
         """The factor of weight and bias together: a bias is the column of a weight whose input is one."""
+        if isinstance(self.right, Patches):
+            return replace(self, right=replace(self.right, ones=True))
         return replace(self, right=torch.cat([self.right, self.right.new_ones(*self.right.shape[:2], 1)], 2))
+
+    @property
+    def inputs(self) -> Float[Tensor, "n t k"]:
+        """Input rows of the call, formed."""
+        return self.right.rows() if isinstance(self.right, Patches) else self.right
 
     def rows(self, part: slice) -> Float[Tensor, "n o row column"]:
         """Gradient of some rows of the parameter."""
         if self.turned:
-            return einsum(self.right[..., part], self.left, "n t k, n o t c -> n o k c")
-        return einsum(self.left[..., part], self.right, "n o t c, n t k -> n o c k")
+            return einsum(self.inputs[..., part], self.left, "n t k, n o t c -> n o k c")
+        return einsum(self.left[..., part], self.inputs, "n o t c, n t k -> n o c k")
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,8 @@ class Shape:
         same: Whether both sides are one batch, whose gradients are formed once.
         unit: Whether the left factors are unit vectors.
         itemsize: Bytes of a number in the products.
+        taps: Columns that are formed together: the places of a convolution's kernel, or one.
+        pixel_macs: Multiply-adds of a pair's Gram matrix of pixels, where it stands for that of the right factors.
     """
 
     n1: int
@@ -116,6 +126,8 @@ class Shape:
     same: bool = False
     unit: bool = False
     itemsize: int = 4
+    taps: int = 1
+    pixel_macs: int = 0
 
 
 Choose = Callable[[Shape, Outputs], Contraction]
@@ -134,7 +146,7 @@ def merge(factors: Sequence[Factor]) -> Factor | None:
     if len(factors) == 1:
         return first
     if isinstance(first, Outer) and all(isinstance(f, Outer) and f.turned == first.turned for f in factors):
-        return Outer(torch.cat([f.left for f in factors], 2), torch.cat([f.right for f in factors], 1), first.turned)  # type: ignore[union-attr]
+        return Outer(torch.cat([f.left for f in factors], 2), torch.cat([f.inputs for f in factors], 1), first.turned)  # type: ignore[union-attr]
     if isinstance(first, Lookup) and all(isinstance(f, Lookup) for f in factors):
         return Lookup(torch.cat([f.left for f in factors], 2), torch.cat([f.ids for f in factors], 1))  # type: ignore[union-attr]
     return None
@@ -154,6 +166,9 @@ class Outline:
         turned: As for :class:`Outer`.
         unit: As for :class:`Outer`.
         itemsize: Bytes of a number in the products.
+        taps: Of patches, places of the kernel.
+        pixels: Of patches that share them, pixels a sample; 0 otherwise.
+        channels: Of patches that share their pixels, channels.
     """
 
     n: int
@@ -165,6 +180,9 @@ class Outline:
     turned: bool
     unit: bool
     itemsize: int
+    taps: int = 1
+    pixels: int = 0
+    channels: int = 0
 
 
 def outline(f: Factor | None) -> Outline | None:
@@ -181,7 +199,11 @@ def outline(f: Factor | None) -> Outline | None:
     (n, o, t, c), itemsize = f.left.shape, max(4, f.left.element_size())
     if isinstance(f, Lookup):
         return Outline(n, o, t, c, 0, f.ids, False, False, itemsize)
-    return Outline(n, o, t, c, f.right.shape[-1], None, f.turned, f.unit, itemsize)
+    right, taps, pixels, channels = f.right, 1, 0, 0
+    if isinstance(right, Patches):
+        taps = right.taps
+        pixels, channels = (right.pixels, right.maps.shape[1]) if right.shares else (0, 0)
+    return Outline(n, o, t, c, right.shape[-1], None, f.turned, f.unit, itemsize, taps, pixels, channels)
 
 
 def shape_of(a: Outline | None, b: Outline | None) -> Shape | None:
@@ -198,7 +220,10 @@ def shape_of(a: Outline | None, b: Outline | None) -> Shape | None:
         return None
     k = a.k if a.ids is None or b.ids is None else torch.cat([a.ids.flatten(), b.ids.flatten()]).unique().numel()
     one_hot, unit = a.ids is not None, a.unit and b.unit
-    return Shape(a.n, b.n, a.o, a.t, b.t, a.c, k, one_hot=one_hot, same=b is a, unit=unit, itemsize=a.itemsize)
+    pixel_macs = a.pixels * b.pixels * a.channels
+    return Shape(
+        a.n, b.n, a.o, a.t, b.t, a.c, k, one_hot=one_hot, same=b is a, unit=unit, itemsize=a.itemsize, taps=a.taps, pixel_macs=pixel_macs
+    )
 
 
 def contract(
@@ -228,7 +253,9 @@ def contract(
             right2 = right1
         method = choose(shape, outputs)
         if method == "output":
-            add_output(into, right1[:, 0], right2[:, 0], outputs, shape.o)
+            assert isinstance(a, Outer)
+            assert isinstance(b, Outer)
+            add_output(into, a.inputs[:, 0], b.inputs[:, 0], outputs, shape.o)
         else:
             {"block": block, "gram": gram, "mixed": mixed}[method](a.left, right1, b.left, right2, outputs, into)
         return method, shape
@@ -278,7 +305,7 @@ def living(f: Outer | Lookup) -> Outer | Lookup:
     live[dead[1:] if len(dead) == len(live) else dead] = False
     if isinstance(f, Lookup):
         return Lookup(f.left[:, :, live], f.ids[:, live])
-    return replace(f, left=f.left[:, :, live], right=f.right[:, live])
+    return replace(f, left=f.left[:, :, live], right=f.inputs[:, live])
 
 
 def add_output(into: Float[Tensor, "..."], right1: Float[Tensor, "n k"], right2: Float[Tensor, "m k"], outputs: Outputs, o: int) -> None:

@@ -7,6 +7,8 @@ from functools import lru_cache
 
 import torch
 
+from mechfeat.kernels.products import SMALLEST, product
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -14,17 +16,21 @@ class Machine:
 
     Attributes:
         products: Multiply-adds a second of a large matrix product.
+        strided: The same, of factors that are small or not laid out row by row.
         cached: Bytes a second of element-wise work on what is in the cache, read and written.
         memory: Bytes a second of element-wise work on what is not.
         call: Seconds of a call of torch on nearly nothing.
     """
 
     products: float
+    strided: float
     cached: float
     memory: float
     call: float
 
-    def product(self, rows: int | float, inner: int | float, columns: int | float, itemsize: int, many: int = 1) -> float:
+    def product(
+        self, rows: int | float, inner: int | float, columns: int | float, itemsize: int, many: int = 1, plain: bool = True
+    ) -> float:
         """Predicted seconds of matrix products of one shape.
 
         Args:
@@ -33,6 +39,7 @@ class Machine:
             columns: Columns of the right factor.
             itemsize: Bytes a number.
             many: How many products one call does.
+            plain: Both factors are laid out row by row.
 
         Returns:
             Seconds.
@@ -43,7 +50,8 @@ class Machine:
         # Blocks of the processor's registers and of the library's panels are filled up: thin products pay for what they do not use.
         full = _up(rows, 8) * _up(inner, 4) * _up(columns, 16)
         moved = (rows * inner + inner * columns + 2 * rows * columns) * itemsize
-        return many * (max(work, full) / self.products + moved / self.cached) + self.call
+        rate = self.products if plain and work >= SMALLEST else self.strided
+        return many * (max(work, full) / rate + moved / self.cached) + self.call
 
     def pass_over(self, entries: int | float, itemsize: int, reach: int | float = 2) -> float:
         """Predicted seconds of element-wise work.
@@ -81,12 +89,13 @@ def machine(device: str, dtype: torch.dtype, threads: int) -> Machine:
         Some 50 ms on a CPU, once a process.
     """
     a = torch.ones(512, 512, device=device, dtype=dtype)
-    out = torch.empty_like(a)
+    many = torch.ones(8, 192, 192, device=device, dtype=dtype)
     small, large = (torch.ones(size // a.element_size(), device=device, dtype=dtype) for size in (1 << 20, 64 << 20))
     into = torch.empty_like(small), torch.empty_like(large)
     tiny = torch.ones(1, 1, device=device, dtype=dtype)
     return Machine(
-        products=512**3 / _fastest(lambda: torch.mm(a, a, out=out), device, 8),
+        products=512**3 / _fastest(lambda: product(a, a), device, 8),
+        strided=8 * 192**3 / _fastest(lambda: torch.bmm(many, many), device, 8),
         cached=2 * (1 << 20) / _fastest(lambda: torch.add(small, 1, out=into[0]), device, 20),
         memory=2 * (64 << 20) / _fastest(lambda: torch.add(large, 1, out=into[1]), device, 3),
         call=_fastest(lambda: tiny @ tiny, device, 50),

@@ -6,7 +6,7 @@ for each parameter and feature. The gradient of a matrix is a sum of outer produ
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -205,6 +205,8 @@ class _Projection:
         positions = 1 if isinstance(factor, Dense) else factor.left.shape[2]
         width = self.a.shape[1] if isinstance(factor, Dense) else 2 * positions
         step = max(1, CHUNK_BYTES // max(1, n * o * width * features.element_size()))
+        if isinstance(factor, Outer):
+            factor = replace(factor, right=factor.inputs)  # patches are formed once
         for m in range(self.rank):
             for j in range(0, r, step):
                 a, b = self.a[m, :, j : j + step], self.b[m, :, j : j + step]
@@ -219,7 +221,7 @@ class _Projection:
         if isinstance(factor, Lookup):
             return ((left @ b) * a[factor.ids][:, None]).sum(2)
         assert isinstance(factor, Outer)
-        right = widen(factor.right)
+        right = widen(factor.inputs)
         L, R = (left @ b, right @ a) if factor.turned else (left @ a, right @ b)
         return (L * R[:, None]).sum(2)
 

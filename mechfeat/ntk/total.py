@@ -39,6 +39,7 @@ class Total:
         self._sides, self._o, self._outputs, self._same = sides, o, outputs, same
         self._samples, self._layerwise = samples, layerwise
         self._kernel: Tensor | None = None
+        self._wide = False
         self._singles: list[tuple[str, Single]] = []
         self.parts: dict[str, Tensor] = {}
         self.layers: dict[str, Tensor] = {}
@@ -66,8 +67,8 @@ class Total:
                 assert isinstance(a, F.Outer)
                 assert isinstance(b, F.Outer)
                 left1 = None if how == "output" else widen(a.left[:, :, 0])
-                right1 = widen(a.right[:, 0])
-                left2, right2 = (left1, right1) if b is a else (None if how == "output" else widen(b.left[:, :, 0]), widen(b.right[:, 0]))
+                right1 = widen(a.inputs[:, 0])
+                left2, right2 = (left1, right1) if b is a else (None if how == "output" else widen(b.left[:, :, 0]), widen(b.inputs[:, 0]))
                 self._singles.append((name, Single(left1, right1, left2, right2)))
                 small = self._zeros([len(s) for s in self._samples])
                 if small.numel():
@@ -75,6 +76,7 @@ class Total:
                     F.contract(small, few1, few1 if b is a else [b.at(self._samples[1])], self._outputs, lambda *_: how, n_rows)
                 self._note(name, small)
                 return how, shape
+        self._widen(factors1)
         done: list[tuple[str, F.Shape | None]] = []
         self._sum(name, lambda into: done.append(F.contract(into, factors1, factors2, self._outputs, choose, n_rows)))
         return done[0]
@@ -147,8 +149,22 @@ class Total:
 
     def _zeros(self, sides: Sequence[int]) -> Tensor:
         # Traces are sums of millions of products, which float32 would round thousands of times into one entry.
-        dtype = torch.float64 if self._outputs == "trace" else self._like.dtype
+        dtype = torch.float64 if self._outputs == "trace" or self._wide else self._like.dtype
         return new_kernel(self._like, sides[0], sides[1], self._o, self._outputs, dtype)
+
+    def _widen(self, factors: Sequence[F.Factor]) -> None:
+        """Sum in float64 from here on, where the layer's factors are larger than such a kernel.
+
+        The sums of many positions come in hundreds of pieces, each so small beside the kernel that float32 loses it: half of the error of
+        a deep convolutional network.
+        """
+        n1, n2 = self._sides
+        room = n1 * n2 * self._o ** (2 if self._outputs == "full" else 1) * 8
+        if self._wide or not any(not isinstance(f, F.Dense) and f.left.shape[2] > 1 and f.left.numel() * 4 > room for f in factors):
+            return
+        self._wide = True
+        if self._kernel is not None:
+            self._kernel = self._kernel.double()
 
     def _sum(self, name: str, add: Callable[[Tensor], object]) -> None:
         if self._kernel is None:

@@ -37,6 +37,12 @@ def test_a_path_for_each_parameter_of_the_oracle(name):
         assert not (c.detail.startswith("its rule failed")), c
 
 
+@pytest.mark.parametrize("name", [n for n in LAYERS if n.startswith(("conv", "transposed convolution"))])
+def test_convolutions_go_by_rule(name):
+    net, x, _ = LAYERS[name].build()
+    assert {c.path for c in empirical_ntk(net, x, strict=True).coverage} == {"rule"}
+
+
 @every_layer
 def test_operator(name):
     net, x, _ = LAYERS[name].build()

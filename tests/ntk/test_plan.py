@@ -8,10 +8,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mechfeat.kernels import contract, new_kernel
+from mechfeat.kernels.patches import Patches
 from mechfeat.kernels.tiles import Single, add_singles
 from mechfeat.models import mlp
 from mechfeat.ntk import counts, empirical_ntk, plan
-from mechfeat.ntk.factors import Shape
+from mechfeat.ntk.factors import Outer, Shape, outline, shape_of
 from mechfeat.ntk.planner import Plan, PlanRow
 from tests.ntk.test_exact import OUTPUTS
 from tests.ntk.zoo import ZOO, Net
@@ -82,6 +83,26 @@ def test_counts_are_those_of_what_runs(sizes, outputs, same, room):
         with Products() as ran:
             contract.dense(J := left1.flatten(2), J if same else torch.randn(m, o, t * c), outputs, into)
         assert ran.count == counts.dense_macs((shape.n1, shape.n2), o, t * c, outputs, same)
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS)
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize(("channels", "stride"), [(48, 1), (47, 1), (48, 2)])
+def test_counts_of_patches(outputs, same, channels, stride):
+    def side(n):
+        right = Patches(torch.randn(n, channels, 5, 4), (3, 3), (stride,) * 2, ((1, 1), (1, 0)), (1, 1), ones=True)
+        return Outer(torch.randn(n, 2, 3, right.shape[1]).mT, right)
+
+    a, b = side(3), side(2)
+    b = a if same else b
+    first = outline(a)
+    shape = shape_of(first, first if same else outline(b))
+    assert (shape.pixel_macs > 0) == (channels == 48 and stride == 1)
+    for order, count in counts.MACS.items():
+        into = new_kernel(a.left, len(a.left), len(b.left), 2, outputs)
+        with Products() as ran:
+            getattr(contract, order)(a.left, a.right, b.left, b.right, outputs, into)
+        assert ran.count == count(shape, outputs), order
 
 
 def test_counts_of_a_large_kernel_in_tiles():

@@ -313,6 +313,6 @@ ZOO = {
     "conv1d": Case(
         lambda: Net(lambda s, x: s.o(flat(torch.tanh(s.c(x)))), c=nn.Conv1d(2, 3, 2), o=nn.Linear(9, 2)),
         (2, 4),
-        paths=exact("c.weight", "c.bias"),
+        paths=ruled("c.weight", "c.bias"),
     ),
 }
