@@ -7,8 +7,9 @@ from torch import Tensor
 
 from mechfeat.errors import ProofError
 from mechfeat.kernels import Outputs, dense, kernel_shape, mirror, new_kernel
+from mechfeat.kernels.dispatch import add_singles
 from mechfeat.kernels.layout import widen
-from mechfeat.kernels.tiles import Single, add_singles
+from mechfeat.kernels.tiles import Single
 from mechfeat.ntk import factors as F
 from mechfeat.ntk.proof import tolerances
 
