@@ -17,6 +17,7 @@ from torch import Tensor
 from mechfeat.kernels import contract, cost, tiles
 from mechfeat.kernels.contract import Other, Right, Sum
 from mechfeat.kernels.layout import Outputs
+from mechfeat.kernels.precision import tf32
 from mechfeat.kernels.tiles import Single
 
 HALF = (torch.float16, torch.bfloat16)
@@ -88,7 +89,7 @@ def _usable(first: Tensor, factors: Sequence[Tensor]) -> bool:
 
 def _twin(name: str, device: torch.device, works: tuple[cost.Work, list[cost.Work]]) -> Callable[..., Any] | None:
     # Whether products may be rounded to TF32 is part of the device's speed.
-    if not cost.pays(*works, speed(device, torch.get_float32_matmul_precision())):
+    if not cost.pays(*works, speed(device, tf32())):
         return None
     return proved(name, device)
 
@@ -134,7 +135,7 @@ def proved(name: str, device: torch.device) -> Callable[..., Any] | None:
         reason = f"failed: {type(error).__name__}: {error}"
     else:
         # Rounding to TF32, where it is allowed, costs both of them three digits.
-        if gap <= TOLERANCE or (torch.get_float32_matmul_precision() != "highest" and gap <= 1e-2):
+        if gap <= TOLERANCE or (tf32() and gap <= 1e-2):
             return twin
         reason = f"differs from its torch reference by {gap:.0e} of the largest entry on {device}"
     warnings.warn(
@@ -147,12 +148,12 @@ def proved(name: str, device: torch.device) -> Callable[..., Any] | None:
 
 
 @lru_cache(maxsize=32)
-def speed(device: torch.device, precision: str) -> cost.Speed:
+def speed(device: torch.device, rounded: bool) -> cost.Speed:
     """What a device does in a second, measured for some milliseconds and remembered for the process.
 
     Args:
         device: The device.
-        precision: Of float32 products, part of what is remembered.
+        rounded: Whether float32 products may round to TF32, part of what is remembered.
 
     Returns:
         Bandwidth of a copy and rate of a product.

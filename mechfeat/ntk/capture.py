@@ -260,7 +260,7 @@ class Capture:
         self._sink, self._outputs, self._unit = found.__setitem__, 1, True
         if y.requires_grad:
             self._reset()
-            v = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(0)).to(y.device)
+            v = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(0), device="cpu").to(y.device)
             torch.autograd.grad(y, self._anchor, v, allow_unused=True)
         for name in [n for n, left in self._open.items() if left and self._factors.get(n)]:
             self._deliver(name)

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from mechfeat.errors import OptionError, ProofError, UnsupportedLayerError
 from mechfeat.hooks import HookedModel, unwrap
+from mechfeat.kernels.precision import tf32
 from mechfeat.ntk import readout
 from mechfeat.ntk.checks import check_input, check_model
 from mechfeat.ntk.fingerprint import Proved, repeatable
 from mechfeat.ntk.job import Job
 from mechfeat.ntk.planner import Plan
+from mechfeat.ntk.precision import exact
 from mechfeat.ntk.readout import Chosen
 from mechfeat.ntk.result import NTKResult
 from mechfeat.ntk.verify import proved, reasons
@@ -116,7 +118,7 @@ def _kernel(
         seed,
         read=readout.name_of(outputs),
     )
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), exact(module):
         state = job.run(dict.fromkeys(parameters, "method='jacobian'") if method == "jacobian" else {})
         known = PROVED.get(state.key) if prove == "once" and remember else None
         failed: dict[str, float] = {}
@@ -145,7 +147,7 @@ def _kernel(
         "dtype": str(one.dtype),
         "device": str(one.device),
         "n_outputs": state.o,
-        "tf32": _tf32(),
+        "tf32": tf32(),
     }
     word = readout.name_of(outputs)
     layers = {name: readout.squeezed(layer, outputs) for name, layer in state.layers.items()} if layerwise else None
@@ -189,7 +191,7 @@ def plan(
     one = next(iter(parameters.values()))
     xs = (check_input(x1, "x1", one),) if x2 is None else (check_input(x1, "x1", one), check_input(x2, "x2", one))
     job = Job(module, parameters, xs, readout.kept(outputs), method, False, 0)
-    with torch.inference_mode(False), readout.reading(module, outputs):
+    with torch.inference_mode(False), readout.reading(module, outputs), exact(module):
         made = job.plan(dict.fromkeys(parameters, "method='jacobian'") if method == "jacobian" else {})
     return _shown(made, outputs, readout.name_of(outputs))
 
@@ -202,7 +204,3 @@ def _check_options(outputs: Any, method: str, prove: str) -> None:
         if value not in allowed:
             raise OptionError(option, value, allowed)
     readout.check(outputs)
-
-
-def _tf32() -> bool:
-    return torch.get_float32_matmul_precision() != "highest"

@@ -5,6 +5,8 @@ from collections.abc import Callable, Hashable
 import torch
 import triton
 
+from mechfeat.kernels.precision import tf32
+
 Block = tuple[int, int, int]  # rows of a tile, terms of a sum at a time (or columns), warps
 
 _FASTEST: dict[Hashable, Block] = {}
@@ -16,7 +18,7 @@ def precision() -> str:
     Returns:
         ``ieee``, or ``tf32`` where torch has been told that its own matrix products may round to it.
     """
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if tf32() else "ieee"
 
 
 def fastest(key: Hashable, blocks: tuple[Block, ...], run: Callable[[Block], object], device: torch.device) -> Block:
