@@ -1,5 +1,7 @@
 """Settings that every test shares: float64, a seed, a device, and hypothesis without deadlines."""
 
+import os
+
 import jaxtyping
 import pytest
 import torch
@@ -19,6 +21,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--block-imports"):
         peers.block()
+    if config.getoption("--device") == "cpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 
 
 @pytest.fixture(scope="session")

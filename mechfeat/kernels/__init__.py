@@ -5,7 +5,8 @@ The gradient of output ``o`` of sample ``n`` with respect to one weight is a sum
 orders; :func:`dense` takes gradients that are already there.
 """
 
-from mechfeat.kernels.contract import Other, Right, block, dense, gram, mixed
+from mechfeat.kernels.contract import Other, Right, block, dense
+from mechfeat.kernels.dispatch import gram, mixed
 from mechfeat.kernels.layout import Outputs, kernel_shape, new_kernel
 from mechfeat.kernels.symmetric import mirror
 

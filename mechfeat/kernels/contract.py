@@ -21,6 +21,7 @@ Other = Float[Tensor, "m s k"] | Int[Tensor, "m s"] | Patches  # the same of the
 Sum = Float[Tensor, "..."] | None
 
 TILE_BYTES = 2 << 20  # a tile of Gram entries that stays in the cache between its products and the sum they go to
+CUDA_BYTES = 256 << 20  # the same on a GPU, where starting an operation costs more than memory does
 CHUNK_BYTES = 32 << 20  # largest temporary of one contraction: near the size of a cache, and fresh pages cost as much as the products
 
 
@@ -275,7 +276,7 @@ def mixed(
     right1, right2 = _for_gram(right1, right2)
     (n, o, c, t), m = left1.shape, len(left2)
     kernel = new_kernel(left1, n, m, o, outputs) if into is None else into
-    step = mixed_step(n, o, t, c, left1.element_size())
+    step = mixed_step(n, o, t, c, left1.element_size(), TILE_BYTES if left1.device.type == "cpu" else CUDA_BYTES)
     for j in range(m if o * t else 0):
         for i in range(j if same else 0, n, step):
             rows = slice(i, i + step)
@@ -297,7 +298,7 @@ def _carried(left: Float[Tensor, "p s"], A: Float[Tensor, "n t s"]) -> Float[Ten
     return torch.bmm(left.expand(len(A), *left.shape), A.mT)
 
 
-def mixed_step(n: int, o: int, t: int, c: int, itemsize: int) -> int:
+def mixed_step(n: int, o: int, t: int, c: int, itemsize: int, room: int | None = None) -> int:
     """Samples of the first side to which :func:`mixed` carries one of the second at a time.
 
     Args:
@@ -306,11 +307,12 @@ def mixed_step(n: int, o: int, t: int, c: int, itemsize: int) -> int:
         t: Positions of the first side.
         c: Output channels.
         itemsize: Bytes a number.
+        room: Bytes of what is carried; by default those on a CPU.
 
     Returns:
         Their number.
     """
-    return min(max(1, n), max(1, TILE_BYTES // max(1, o * t * c * itemsize)))
+    return min(max(1, n), max(1, (room or TILE_BYTES) // max(1, o * t * c * itemsize)))
 
 
 def _whole(kernel: Tensor, outputs: Outputs, same: bool, into: Sum) -> Tensor:

@@ -7,11 +7,13 @@ than in products.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechfeat.kernels.products import product
+
 TILE = 256  # rows and columns of a tile: 128 and 512 were measured slower
+CUDA_TILE = 4096  # there a small tile is over before the next operation has started
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,22 @@ def add_singles(kernel: Float[Tensor, "n o m o"], layers: Sequence[Single], *, f
     n, o, m, _ = kernel.shape
     if not kernel.numel():
         return
-    step = max(1, TILE // o)
+    step = max(1, (CUDA_TILE if kernel.is_cuda else TILE) // o)
     M = kernel.view(n * o, m * o)
-    rooms = [kernel.new_empty(min(step, n) * o * min(step, m) * o) for _ in range(2)]
+    room = kernel.new_empty(min(step, n) * o * min(step, m) * o)
     for i in range(0, n, step):
         a = slice(i, min(i + step, n))
         rows = slice(a.start * o, a.stop * o)
         for j in range(0, a.stop if same else m, step):
             b = slice(j, min(j + step, m))
             columns = slice(b.start * o, b.stop * o)
-            S, P = (r[: (rows.stop - rows.start) * (columns.stop - columns.start)].view(rows.stop - rows.start, -1) for r in rooms)
+            S = room[: (rows.stop - rows.start) * (columns.stop - columns.start)].view(rows.stop - rows.start, -1)
             if fresh:
                 S.zero_()
             else:
                 S.copy_(M[rows, columns])
             for layer in layers:
-                _add(S, P, layer, a, b, o)
+                _add(S, layer, a, b, o)
             if same and i == j:
                 S = S.tril() + S.tril(-1).T
             M[rows, columns] = S
@@ -71,16 +73,15 @@ def add_singles(kernel: Float[Tensor, "n o m o"], layers: Sequence[Single], *, f
                 M[columns, rows] = S.T  # while it is hot
 
 
-def _add(S: Tensor, P: Tensor, layer: Single, a: slice, b: slice, o: int) -> None:
+def _add(S: Tensor, layer: Single, a: slice, b: slice, o: int) -> None:
     R1, R2 = layer.right1[a], layer.right2[b]
     if layer.left1 is None or layer.left2 is None:
         if o == 1:
-            S.addmm_(R1, R2.T)
+            S += product(R1, R2)
         else:
-            S.view(len(R1), o, len(R2), o).diagonal(dim1=1, dim2=3).add_((R1 @ R2.T)[..., None])
+            S.view(len(R1), o, len(R2), o).diagonal(dim1=1, dim2=3).add_(product(R1, R2)[..., None])
         return
-    torch.mm(layer.left1[a].flatten(0, 1), layer.left2[b].flatten(0, 1).T, out=P)
-    A = R1 @ R2.T
+    P, A = product(layer.left1[a].flatten(0, 1), layer.left2[b].flatten(0, 1)), product(R1, R2)
     if o == 1:
         S.addcmul_(P, A)
     else:

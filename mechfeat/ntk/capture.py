@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mechfeat.errors import NondeterministicModelError, SampleInteractionError
+from mechfeat.kernels.linear import linear
+from mechfeat.kernels.products import quick
 from mechfeat.ntk.factors import Dense, Factor, Outer
 from mechfeat.ntk.rules import Call, Unfit, Use, rule_for
 
@@ -143,10 +145,11 @@ class Capture:
         owned = [t for t in _tensors((args, kwargs)) if id(t) in self._owned]
         _check_dropout(function, args, kwargs)
         _check_statistics(function, args, kwargs)
+        run = faster(function, args, kwargs)
         if not owned:
-            return function(*args, **kwargs)
+            return run(*args, **kwargs)
         rule = rule_for(function)
-        out = function(*args, **kwargs)
+        out = run(*args, **kwargs)
         if not any(t.requires_grad for t in _tensors(out)):
             return out  # a shape, a dtype, or a detached copy: no gradient flows
         name = getattr(function, "__name__", str(function))
@@ -278,7 +281,7 @@ class Capture:
         self._sink, self._outputs, self._unit = found.__setitem__, 1, True
         if y.requires_grad:
             self._reset()
-            v = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(0)).to(y.device)
+            v = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(0), device="cpu").to(y.device)
             torch.autograd.grad(y, self._anchor, v, allow_unused=True)
         for name in [n for n, left in self._open.items() if left and self._factors.get(n)]:
             self._deliver(name)
@@ -395,6 +398,27 @@ class Capture:
         self._open[name] = 0
         with torch.no_grad():
             self._sink(name, self._factors.pop(name))
+
+
+def faster(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What runs in a function's place on the way to a kernel, which needs no gradient of a weight.
+
+    Args:
+        function: A torch function.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        Another function of the same arguments, or the function.
+    """
+    if function is not torch.nn.functional.linear or kwargs or not all(isinstance(a, Tensor) for a in args[:2]):
+        return function
+    x, W, b = (*args, None)[:3]
+    plain = all(t is None or t.is_leaf or not t.requires_grad for t in (W, b))  # one that is computed wants its gradient
+    fits = plain and x.ndim > 1 and W.ndim == 2 and x.shape[-1] == W.shape[1] and x.is_contiguous()
+    if not fits or not quick(x.detach().view(-1, x.shape[-1]), W):
+        return function
+    return lambda *_: linear(x, W, b)
 
 
 class _Room:

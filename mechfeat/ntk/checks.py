@@ -18,11 +18,12 @@ from mechfeat.errors import (
 from mechfeat.ntk.capture import trainable
 
 
-def check_model(module: nn.Module) -> dict[str, nn.Parameter]:
+def check_model(module: nn.Module, values: bool = True) -> dict[str, nn.Parameter]:
     """Check that a kernel over the model's parameters exists.
 
     Args:
         module: The model.
+        values: Whether to look at the values of parameters too, which reads them all.
 
     Returns:
         Its trainable parameters.
@@ -65,6 +66,27 @@ def check_model(module: nn.Module) -> dict[str, nn.Parameter]:
             f"{meta[0]!r} and {len(meta) - 1} more parameters and buffers are on the meta device, which holds shapes and no values. Build "
             "the model on a real device, or load its weights: model.to_empty(device=...) and model.load_state_dict(...)."
         )
+    for path, m in module.named_modules():
+        p = getattr(m, "dropout", 0.0)
+        if isinstance(m, nn.MultiheadAttention | nn.RNNBase) and m.training and isinstance(p, float) and p > 0:
+            raise NondeterministicModelError(
+                f"{path or 'the model'} ({type(m).__name__}) has dropout p={p:g} active, so two evaluations of the model differ "
+                "and its kernel is a random variable. Call model.eval(), or set p to 0."
+            )
+    if values:
+        check_values(parameters)
+    return parameters
+
+
+def check_values(parameters: dict[str, nn.Parameter]) -> None:
+    """Check that parameters are numbers.
+
+    Args:
+        parameters: Name and parameter.
+
+    Raises:
+        NonFiniteError: Some hold NaN or infinity.
+    """
     bad = [n for n, p in parameters.items() if not bool(torch.isfinite(p.detach()).all())]
     if bad:
         entries = int((~torch.isfinite(parameters[bad[0]].detach())).sum())
@@ -73,14 +95,6 @@ def check_model(module: nn.Module) -> dict[str, nn.Parameter]:
             f"({entries} of {parameters[bad[0]].numel()} entries of {bad[0]!r}). Did training diverge, or a file not load? Freeze what is "
             "not in use."
         )
-    for path, m in module.named_modules():
-        p = getattr(m, "dropout", 0.0)
-        if isinstance(m, nn.MultiheadAttention | nn.RNNBase) and m.training and isinstance(p, float) and p > 0:
-            raise NondeterministicModelError(
-                f"{path or 'the model'} ({type(m).__name__}) has dropout p={p:g} active, so two evaluations of the model differ "
-                "and its kernel is a random variable. Call model.eval(), or set p to 0."
-            )
-    return parameters
 
 
 def check_input(x: Any, side: str, parameter: nn.Parameter) -> Tensor:

@@ -10,13 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mechfeat.errors import OptionError, ProofError, UnsupportedLayerError
+from mechfeat.errors import NonFiniteError, OptionError, ProofError, UnsupportedLayerError
 from mechfeat.hooks import HookedModel, unwrap
+from mechfeat.kernels.precision import tf32
 from mechfeat.ntk import readout
-from mechfeat.ntk.checks import check_input, check_model
+from mechfeat.ntk.checks import check_input, check_model, check_values
 from mechfeat.ntk.fingerprint import Proved, repeatable
 from mechfeat.ntk.job import Job
 from mechfeat.ntk.planner import Plan
+from mechfeat.ntk.precision import exact
 from mechfeat.ntk.readout import Chosen
 from mechfeat.ntk.result import NTKResult
 from mechfeat.ntk.verify import proved, reasons
@@ -109,7 +111,7 @@ def _kernel(
     seed: int,
     remember: bool,
 ) -> NTKResult:
-    parameters = check_model(module)
+    parameters = check_model(module, values=False)
     one = next(iter(parameters.values()))
     xs = (check_input(x1, "x1", one),) if x2 is None else (check_input(x1, "x1", one), check_input(x2, "x2", one))
     job = Job(
@@ -123,11 +125,17 @@ def _kernel(
         read=readout.name_of(outputs),
     )
     banned = dict.fromkeys(parameters, "method='jacobian'") if method == "jacobian" else {}
-    with torch.inference_mode(False):
-        if max_memory is not None:
-            job.fit(max_memory, banned)
-        state = job.run(banned)
+    with torch.inference_mode(False), exact(module):
+        try:
+            if max_memory is not None:
+                job.fit(max_memory, banned)
+            state = job.run(banned)
+        except NonFiniteError:
+            check_values(parameters)  # what is wrong with them is the better answer
+            raise
         known = PROVED.get(state.key) if prove == "once" and remember else None
+        if known is None:
+            check_values(parameters)
         failed: dict[str, float] = {}
         if known:
             state, failed = job.run(reasons(known)), known
@@ -154,7 +162,7 @@ def _kernel(
         "dtype": str(one.dtype),
         "device": str(one.device),
         "n_outputs": state.o,
-        "tf32": _tf32(),
+        "tf32": tf32(),
     }
     word = readout.name_of(outputs)
     layers = {name: readout.squeezed(layer, outputs) for name, layer in state.layers.items()} if layerwise else None
@@ -210,7 +218,7 @@ def plan(
     xs = (check_input(x1, "x1", one),) if x2 is None else (check_input(x1, "x1", one), check_input(x2, "x2", one))
     job = Job(module, parameters, xs, readout.kept(outputs), method, layerwise, 0)
     banned = dict.fromkeys(parameters, "method='jacobian'") if method == "jacobian" else {}
-    with torch.inference_mode(False), readout.reading(module, outputs):
+    with torch.inference_mode(False), readout.reading(module, outputs), exact(module):
         if max_memory is not None:
             job.fit(max_memory, banned)
         made = job.plan(banned)
@@ -227,7 +235,3 @@ def _check_options(outputs: Any, method: str, prove: str, max_memory: Any) -> No
         if value not in allowed:
             raise OptionError(option, value, allowed)
     readout.check(outputs)
-
-
-def _tf32() -> bool:
-    return torch.get_float32_matmul_precision() != "highest"

@@ -222,7 +222,7 @@ def density(product: Product, size: int, *, n_probes: int, steps: int, generator
     """
     nodes, weights = like.new_zeros(n_probes, steps), like.new_zeros(n_probes, steps)
     for i in range(n_probes):
-        start = torch.randint(0, 2, (size,), generator=generator).to(like) * 2 - 1
+        start = torch.randint(0, 2, (size,), generator=generator, device="cpu").to(like) * 2 - 1
         _, T = tridiagonal(product, start, steps, like.new_empty(size, 0))
         theta, S = torch.linalg.eigh(T)
         nodes[i, : len(theta)], weights[i, : len(theta)] = theta, S[0].square() / n_probes
@@ -263,7 +263,7 @@ def conjugate_gradients(
 
 
 def _start(size: int, generator: torch.Generator, like: Tensor) -> Tensor:
-    return torch.randn(size, generator=generator, dtype=torch.float64).to(like)
+    return torch.randn(size, generator=generator, dtype=torch.float64, device="cpu").to(like)
 
 
 def _orthogonal(w: Tensor, Q: Tensor) -> Tensor:

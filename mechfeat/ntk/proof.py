@@ -54,7 +54,7 @@ def proof_samples(n: int, generator: torch.Generator) -> list[int]:
     """
     if n <= 4:
         return list(range(n))
-    middle = 1 + torch.randperm(n - 2, generator=generator)[:2]
+    middle = 1 + torch.randperm(n - 2, generator=generator, device="cpu")[:2]
     return sorted([0, n - 1, *middle.tolist()])
 
 
@@ -83,7 +83,7 @@ def cotangent(n: int, o: int, like: Tensor, generator: torch.Generator) -> Float
     Returns:
         Standard normal entries.
     """
-    return torch.randn(n, o, generator=generator, dtype=torch.float64).to(like)
+    return torch.randn(n, o, generator=generator, dtype=torch.float64, device="cpu").to(like)
 
 
 def reference(module: nn.Module, x: Tensor, v: Float[Tensor, "n o"], *, expect: Float[Tensor, "n o"]) -> Side:

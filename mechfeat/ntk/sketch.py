@@ -23,6 +23,7 @@ from mechfeat.ntk.capture import Capture
 from mechfeat.ntk.checks import check_input, check_model, check_output
 from mechfeat.ntk.factors import Dense, Factor, Lookup, Outer
 from mechfeat.ntk.fallback import jacobian
+from mechfeat.ntk.precision import exact
 from mechfeat.ntk.proof import alone, compare, proof_samples
 
 Kept = Literal["full", "trace", "pseudo"]
@@ -160,7 +161,7 @@ def sketch(
         for i, (name, p) in enumerate(parameters.items())
     }
     parts = []
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), exact(module):
         for i, part in enumerate(x.split(chunk_size)):
             capture = Capture(module, len(part), {})
             y = check_output(capture.forward(part), len(part), "x")
@@ -195,7 +196,7 @@ class _Projection:
         # A vector takes one dense projection: with one column, a sum of signs would only be noisier.
         self.rank = rank if columns > 1 else 1
         self.a, self.b = (
-            (torch.randint(0, 2, (self.rank, size, n_features), generator=generator, dtype=torch.int8) * 2 - 1).to(like)
+            (torch.randint(0, 2, (self.rank, size, n_features), generator=generator, dtype=torch.int8, device="cpu") * 2 - 1).to(like)
             for size in (rows, columns)
         )
 

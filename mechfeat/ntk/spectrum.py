@@ -198,12 +198,12 @@ def label_alignment(
         raise DegenerateNullError("label_alignment", "permuted_labels", (), "the kernel is zero, up to rounding and centring")
     value = _alignment(K, Y, centred)
     generator = torch.Generator().manual_seed(seed)
-    orders = permuted_labels(torch.arange(n), n_null, generator=generator).to(K.device)
+    orders = permuted_labels(torch.arange(n, device="cpu"), n_null, generator=generator).to(K.device)
     norm = _gram_norm(Y, centred) * kernel.norm()
     null = torch.stack([((kernel @ Y[order]) * Y[order]).sum() / norm for order in orders])
 
     size = -(-n // _MAX_GROUPS)
-    groups = torch.randperm(n, generator=generator)[: n // size * size].view(-1, size).to(K.device)
+    groups = torch.randperm(n, generator=generator, device="cpu")[: n // size * size].view(-1, size).to(K.device)
     influence = torch.full((n,), math.nan, dtype=torch.float64, device=K.device)
     interval, reliability = None, None
     if n >= 4:

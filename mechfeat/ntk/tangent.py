@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mechfeat.errors import ProofError, UnsupportedLayerError
 from mechfeat.ntk.capture import Capture, _quiet, trainable
 from mechfeat.ntk.checks import check_output
+from mechfeat.ntk.precision import exact
 from mechfeat.ntk.proof import alone, compare, cotangent, proof_samples, tolerances
 
 Gradient = Mapping[str, Tensor]
@@ -120,7 +121,7 @@ def verify(module: nn.Module, x: Tensor, side: str, seed: int, chunk_size: int) 
     y = check_output(Capture(module, len(few), {}).forward(few), len(few), side).detach()
     compare(module, few, check_output(_plain(module, few), len(few), side), y)
     alone(module, few, y)
-    g = {name: torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for name, p in trainable(module).items()}
+    g = {name: torch.randn(p.shape, generator=generator, dtype=torch.float64, device="cpu").to(p) for name, p in trainable(module).items()}
     chunks, us, want, scale = x.split(chunk_size), [], 0.0, 0.0
     for chunk in chunks:
         us.append(cotangent(len(chunk), y.shape[1], y, generator))
@@ -158,11 +159,11 @@ def _differentiable(module: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(exact(module))
         warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # said whenever its flags are set
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.")  # torch itself calls it before its first forward mode
         if any(isinstance(m, nn.RNNBase) for m in module.modules()):
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # detached parameters would open it
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)

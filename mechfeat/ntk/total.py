@@ -7,8 +7,9 @@ from torch import Tensor
 
 from mechfeat.errors import ProofError
 from mechfeat.kernels import Outputs, dense, kernel_shape, mirror, new_kernel
+from mechfeat.kernels.dispatch import add_singles
 from mechfeat.kernels.layout import widen
-from mechfeat.kernels.tiles import Single, add_singles
+from mechfeat.kernels.tiles import Single
 from mechfeat.ntk import factors as F
 from mechfeat.ntk.proof import tolerances
 
@@ -66,9 +67,13 @@ class Total:
             if shape is not None and shape.t == shape.s == 1 and (how := choose(shape, self._outputs)) in ("gram", "output"):
                 assert isinstance(a, F.Outer)
                 assert isinstance(b, F.Outer)
-                left1 = None if how == "output" else widen(a.left[:, :, 0])
-                right1 = widen(a.inputs[:, 0])
-                left2, right2 = (left1, right1) if b is a else (None if how == "output" else widen(b.left[:, :, 0]), widen(b.inputs[:, 0]))
+                left1 = None if how == "output" else widen(a.left[:, :, 0]).contiguous()
+                right1 = widen(a.inputs[:, 0]).contiguous()
+                left2, right2 = (
+                    (left1, right1)
+                    if b is a
+                    else (None if how == "output" else widen(b.left[:, :, 0]).contiguous(), widen(b.inputs[:, 0]).contiguous())
+                )
                 self._singles.append((name, Single(left1, right1, left2, right2)))
                 small = self._zeros([len(s) for s in self._samples])
                 if small.numel():

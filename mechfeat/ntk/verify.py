@@ -155,7 +155,11 @@ def _check_total(job: Job, state: State) -> None:
     o = state.o
     # Reduced kernels hold equal outputs alone, so the cotangent is put on one output at a time.
     single: list[int | None] = (
-        [None] if job.outputs == "full" else list(range(o)) if job.outputs == "trace" else [int(torch.randint(o, (), generator=generator))]
+        [None]
+        if job.outputs == "full"
+        else list(range(o))
+        if job.outputs == "trace"
+        else [int(torch.randint(o, (), generator=generator, device="cpu"))]
     )
     if job.outputs == "trace" and o > ALL:
         return  # O more backward passes; the parts were proved on the proof samples

@@ -319,8 +319,9 @@ def message(error, f, *args, **options):
 def test_post_norm_models():
     net, x = families.built(families.bert), families.tokens()
     for f, args in ((logit_lens, ()), (direct_logit_attribution, (3,))):
-        assert message(CircuitError, f, net, x, *args) == (
-            "No hook point of this BertForMaskedLM plays the role '@final_norm'. A model that norms its stream after each block, as BERT"
+        assert (
+            message(CircuitError, f, net, x, *args)
+            == "No hook point of this BertForMaskedLM plays the role '@final_norm'. A model that norms its stream after each block, as BERT"
             " does, has no final norm and its stream is no sum. For another model name it: norm=None, or the hook name of the norm before"
             " the unembedding."
         )
@@ -337,8 +338,9 @@ def test_a_part_is_missing():
     with torch.no_grad():
         r = net.embed(X) + net.f(net.embed(X))
         gap = 0.1 / float((r + 0.1)[:, -1].abs().max())
-    assert message(CircuitError, direct_logit_attribution, net, X, 2, norm="norm", **NAMES) == (
-        f"The 2 parts ['embed', 'f'] add up to a residual stream that is {gap:.2g} of its largest entry away from what 'norm' reads, and"
+    assert (
+        message(CircuitError, direct_logit_attribution, net, X, 2, norm="norm", **NAMES)
+        == f"The 2 parts ['embed', 'f'] add up to a residual stream that is {gap:.2g} of its largest entry away from what 'norm' reads, and"
         " 0.0001 is allowed. Something else writes to the stream, or it is normed or scaled on the way, so the logit is not their sum."
         " Name all that is added with parts=... and biases=..."
     )
@@ -350,21 +352,26 @@ def test_soft_capping():
         logits = net.head(net.norm(net.embed(X) + net.f(net.embed(X))))
         capped = net(X)
     gap = float(((logits - capped)[:, -1, 2].abs() / capped[:, -1].abs().amax(-1)).max())
-    assert message(CircuitError, direct_logit_attribution, net, X, 2, norm="norm", **NAMES) == (
-        f"The parts add up to the stream that 'norm' reads, but the logits they give differ from the model's by {gap:.2g} of the largest,"
+    assert (
+        message(CircuitError, direct_logit_attribution, net, X, 2, norm="norm", **NAMES)
+        == f"The parts add up to the stream that 'norm' reads, but the logits they give differ from the model's by {gap:.2g} of the"
+        " largest,"
         " and 0.0001 is allowed. Something follows the unembedding, such as soft-capping or a scale, or torch.float64 rounds too coarsely."
     )
     gap = float((logits - capped).abs().max() / capped.abs().max())
-    assert message(CircuitError, logit_lens, net, X, ["f"], norm="norm", unembed="head") == (
-        f"Norm 'norm' and unembedding 'head' on the last residual stream give logits that differ from the model's by {gap:.2g} of the"
+    assert (
+        message(CircuitError, logit_lens, net, X, ["f"], norm="norm", unembed="head")
+        == f"Norm 'norm' and unembedding 'head' on the last residual stream give logits that differ from the model's by {gap:.2g} of the"
         " largest. Something else lies between them, such as soft-capping or a scale. The lens does not read this model."
     )
 
 
 def test_a_norm_that_is_none():
     net = Own(nn.Softmax(-1))
-    assert message(CircuitError, direct_logit_attribution, net, X, 2, norm="norm", **NAMES) == (
-        "'norm' is a Softmax, and what it returned is neither that of a LayerNorm nor that of an RMSNorm with its weight, bias and eps, so"
+    assert (
+        message(CircuitError, direct_logit_attribution, net, X, 2, norm="norm", **NAMES)
+        == "'norm' is a Softmax, and what it returned is neither that of a LayerNorm nor that of an RMSNorm with its weight, bias and"
+        " eps, so"
         " its scale cannot be held. Name the last norm before the unembedding with norm=..., or norm=None where there is none."
     )
 
@@ -372,8 +379,9 @@ def test_a_norm_that_is_none():
 def test_heads_that_cannot_be_told_apart():
     net, x = gpt2()
     net.transformer.h[0].attn.resid_dropout = nn.Tanh()
-    assert message(CircuitError, direct_logit_attribution, net, x, 2, heads=True) == (
-        "The heads of 'transformer.h.0.attn' add up to something else than 'transformer.h.0.attn:out.0' and a constant bias, so what it"
+    assert (
+        message(CircuitError, direct_logit_attribution, net, x, 2, heads=True)
+        == "The heads of 'transformer.h.0.attn' add up to something else than 'transformer.h.0.attn:out.0' and a constant bias, so what it"
         " adds to the stream is not a sum over heads. Leave heads=False."
     )
     assert direct_logit_attribution(net, x, 2).residual < 1e-10
@@ -395,26 +403,31 @@ def test_arguments_that_do_not_fit():
     )
     assert message(SelectorError, logit_lens, net, x, pos=6) == "pos=6 does not fit sequences of 6 positions. Give indices from -6 to 5."
     assert message(OptionError, logit_lens, net, x, tokens=[3, 13]) == "tokens=[13] is not known. It can be 'tokens from 0 to 12'."
-    assert message(SelectorError, logit_lens, net, x, ["transformer.h.0.mlp.act"]) == (
-        "{'transformer.h.0.mlp.act': (2, 6, 64)} are no residual streams: the inputs have 2 samples of 6 positions, and the unembedding"
+    assert (
+        message(SelectorError, logit_lens, net, x, ["transformer.h.0.mlp.act"])
+        == "{'transformer.h.0.mlp.act': (2, 6, 64)} are no residual streams: the inputs have 2 samples of 6 positions, and the unembedding"
         " reads 16 channels. Name points of that shape."
     )
-    assert message(SelectorError, dla, net, x, 1, parts=["transformer.h.0.mlp.act"]) == (
-        "'transformer.h.0.mlp.act' has shape (2, 6, 64) and is no summand of a residual stream [2, 6, 16]. Leave it out of parts=..."
+    assert (
+        message(SelectorError, dla, net, x, 1, parts=["transformer.h.0.mlp.act"])
+        == "'transformer.h.0.mlp.act' has shape (2, 6, 64) and is no summand of a residual stream [2, 6, 16]. Leave it out of parts=..."
     )
     assert message(SelectorError, dla(net, x, 1).of, "mlp3").startswith(
         "'mlp3' is no part of this attribution, which holds ['transformer.wte', "
     )
     own = Own()
-    assert message(UnsupportedLayerError, dla, own, X, 1, parts=["embed"], norm=None, unembed="embed") == (
-        "'embed' is a Embedding, and an unembedding is read from an nn.Linear. Name it with unembed=..."
+    assert (
+        message(UnsupportedLayerError, dla, own, X, 1, parts=["embed"], norm=None, unembed="embed")
+        == "'embed' is a Embedding, and an unembedding is read from an nn.Linear. Name it with unembed=..."
     )
-    assert message(CircuitError, dla, own, X, 1, norm=None, unembed="head") == (
-        "This Own has no hook points with the roles embed, resid_pre, attn_out, mlp_out, so what is added to its residual stream is not"
+    assert (
+        message(CircuitError, dla, own, X, 1, norm=None, unembed="head")
+        == "This Own has no hook points with the roles embed, resid_pre, attn_out, mlp_out, so what is added to its residual stream is not"
         " known. Name it: parts=[...]."
     )
-    assert message(CircuitError, logit_lens, own, X, norm=None, unembed="head") == (
-        "No hook point of this Own plays the role '@resid_pre'. Name the residual stream: points=[...]."
+    assert (
+        message(CircuitError, logit_lens, own, X, norm=None, unembed="head")
+        == "No hook point of this Own plays the role '@resid_pre'. Name the residual stream: points=[...]."
     )
     flat = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     assert (
@@ -426,8 +439,10 @@ def test_arguments_that_do_not_fit():
         def forward(self, x):
             return {"hidden": super().forward(x)}
 
-    assert message(ModelOutputError, dla, Silent(), X, 1, norm=None, **NAMES) == (
-        "The model returned a dict without logits. It must return a tensor of logits, something with `logits`, or a tuple that begins with"
+    assert (
+        message(ModelOutputError, dla, Silent(), X, 1, norm=None, **NAMES)
+        == "The model returned a dict without logits. It must return a tensor of logits, something with `logits`, or a tuple that begins"
+        " with"
         " them."
     )
 
