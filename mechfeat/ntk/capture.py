@@ -56,6 +56,7 @@ class Capture:
         used: Parameters covered by rules, with the names of the functions that received them, in order of the calls.
         unused: Parameters that no call received.
         log: What was met, call by call: a fingerprint of the pass.
+        kept: Address and bytes of the storages that rules read when the gradient arrives.
         building: Seconds spent on making factors of gradients.
         folded: Bias → weight, where one contraction does both.
     """
@@ -64,6 +65,7 @@ class Capture:
         self.module, self.n, self.fold = module, n, fold
         self.folded: dict[str, str] = {}
         self.building = 0.0
+        self.kept: dict[int, int] = {}
         parameters = trainable(module)
         self.name_of = {id(p): name for name, p in parameters.items() if p.numel()}  # one without entries has no part
         self.unfit = dict(banned)
@@ -172,6 +174,7 @@ class Capture:
         self.log.append((name, *(self.name_of[id(u.parameter)] for u in uses), *out.shape[1:]))
         tapped = self._tap(out, uses)
         self._stored += [(uses, t, t._version) for t in _tensors((args, kwargs)) if not t.is_inference()]
+        self.kept |= {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors((args, kwargs))}
         return tapped
 
     def _give_up(self, owned: Iterable[Tensor], out: Any, reason: str) -> Any:
@@ -415,7 +418,7 @@ def faster(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return function
     x, W, b = (*args, None)[:3]
     plain = all(t is None or t.is_leaf or not t.requires_grad for t in (W, b))  # one that is computed wants its gradient
-    fits = plain and x.ndim > 1 and W.ndim == 2 and x.shape[-1] == W.shape[1] and x.is_contiguous()
+    fits = plain and x.ndim > 1 and x.numel() and W.ndim == 2 and x.shape[-1] == W.shape[1] and x.is_contiguous()
     if not fits or not quick(x.detach().view(-1, x.shape[-1]), W):
         return function
     return lambda *_: linear(x, W, b)

@@ -90,7 +90,9 @@ def gram_seconds(s: Shape, outputs: Outputs, m: Machine) -> float:
             if full:
                 seconds += m.product(high * s.o * s.t, s.c, wide * s.o * s.s, s.itemsize, plain=s.t == s.s == 1)
                 single = s.t == s.s == 1
-                seconds += m.pass_over(entries * pairs, s.itemsize, 5 if single else 14) + (20 if single else 90) * m.call
+                # Weighting permutes the entries, in runs as long as there are positions.
+                reach = 5 if single else 14 + 360 / s.s**1.7
+                seconds += m.pass_over(entries * pairs, s.itemsize, reach) + (20 if single else 90) * m.call
             elif outputs == "trace":
                 seconds += (
                     m.product(high * s.t, s.o * s.c, wide * s.s, s.itemsize, plain=False)
@@ -125,8 +127,10 @@ def mixed_seconds(s: Shape, outputs: Outputs, m: Machine) -> float:
     entries, carried = high * s.t * s.s, high * s.o * s.t * s.c
     one = _right_gram(s, high, 1, m)
     quick = s.o * s.c * s.s * high * s.t >= SMALLEST
-    one += m.product(s.o * s.c, s.s, high * s.t, s.itemsize) if quick else high * m.product(s.o * s.c, s.s, s.t, s.itemsize, 1, plain=False)
-    one += m.pass_over(carried, s.itemsize, 3)
+    if quick:
+        one += m.product(s.o * s.c, s.s, high * s.t, s.itemsize) + m.pass_over(carried, s.itemsize, 10)  # turned round
+    else:
+        one += m.product(s.o * s.c, s.s, s.t, s.itemsize, math.ceil(high), plain=False) + m.pass_over(carried, s.itemsize, 3)
     if outputs == "full":
         one += m.product(s.o, s.t * s.c, s.o, s.itemsize, math.ceil(high), plain=False) + m.pass_over(high * s.o * s.o, s.itemsize, 3)
     else:

@@ -1,8 +1,9 @@
 """How much memory a kernel takes, as a function of the size of its blocks, and the largest blocks that a cap allows."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,9 +14,10 @@ from mechfeat.ntk.capture import Capture
 from mechfeat.ntk.counts import workspace_bytes
 from mechfeat.ntk.factors import Choose, Outline, shape_of
 from mechfeat.ntk.tile import Foreseen
-from mechfeat.ntk.total import LARGE
+from mechfeat.ntk.total import LARGE, widened
 
-MARGIN = 8 << 20  # bytes that torch takes for itself: workspaces of products, pages not given back
+SAFETY = 1.2  # a cap is obeyed even where the prediction is too small by so much
+MARGIN = 2 << 20  # bytes that torch takes for itself: workspaces of products, pages not given back
 
 
 @dataclass
@@ -24,9 +26,16 @@ class Saved:
 
     Attributes:
         bytes: Bytes of tensors that are no parameters, each storage once.
+        seen: Addresses of what was counted, and of what is not to be.
     """
 
     bytes: int = 0
+    seen: set[int] = field(default_factory=set)
+
+    def add(self, address: int, size: int) -> None:
+        """Count a storage, unless it has been."""
+        self.bytes += 0 if address in self.seen else size
+        self.seen.add(address)
 
     @contextmanager
     def watching(self, owned: set[int]) -> Iterator[None]:
@@ -38,13 +47,11 @@ class Saved:
         Yields:
             Nothing.
         """
-        seen = set(owned)
+        self.seen |= owned
 
         def pack(t: Tensor) -> Tensor:
             storage = t.untyped_storage()
-            if storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
-                self.bytes += storage.nbytes()
+            self.add(storage.data_ptr(), storage.nbytes())
             return t.detach()
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
@@ -159,6 +166,9 @@ def peak(
     single = part > LARGE and not layerwise and (outputs == "full" or o == 1)  # parts of single positions are summed last
     wide = 8 / itemsize if outputs == "trace" and itemsize < 8 and not single else 0
     extra = part * (wide + (layerwise > 0) + tiled)
+    if not wide and itemsize < 8 and any(widened(a.t, (b1, b2), a.c, o, outputs) for a in left.outlines.values() if a is not None):
+        wide = 8 / itemsize
+        extra += part * wide
     room = held = 0.0
     for name, a in left.outlines.items():
         b = right.outlines.get(name)
@@ -171,7 +181,9 @@ def peak(
             how = choose(name)(shape, outputs)
             deferred = single and shape.t == shape.s == 1 and how in ("gram", "output")
             held += a.n * a.t * (rows * a.c + a.k) * a.itemsize if deferred else 0
-            room = max(room, a.n * a.t * a.k * a.itemsize + (0 if deferred else workspace_bytes(shape, outputs, how, a.itemsize)))
+            formed = a.taps == 1 or (how != "block" and not a.pixels)  # of patches the block order forms a few channels at a time
+            rows_bytes = a.n * a.t * a.k * a.itemsize if formed else 0
+            room = max(room, rows_bytes + (0 if deferred else workspace_bytes(shape, outputs, how, a.itemsize)))
     J = (b1 + (0 if same and not tiled else b2)) * o * left.exact * itemsize
     other = right.kept(b2, rows) if tiled or not same else 0.0
     run = max(left.graph * b1 + left.passes(b1, rows) + room, J) + other + held
@@ -182,7 +194,7 @@ def peak(
 
 
 def largest_block(n: int, at: Callable[[int], int], cap: int) -> int | None:
-    """The largest blocks whose peak is within a cap.
+    """The largest blocks whose peak is within a cap, with a fifth to spare.
 
     Args:
         n: Samples of the larger side.
@@ -195,12 +207,16 @@ def largest_block(n: int, at: Callable[[int], int], cap: int) -> int | None:
     Raises:
         MemoryCapError: Not even blocks of one sample are.
     """
-    if at(n) <= cap:
+
+    def needs(b: int) -> int:
+        return math.ceil(at(b) * SAFETY)
+
+    if needs(n) <= cap:
         return None
     low, high = 1, n
-    if at(low) > cap:
-        raise MemoryCapError(cap, min(at(low), at(n)))
+    if needs(low) > cap:
+        raise MemoryCapError(cap, min(needs(low), needs(n)))
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if at(middle) <= cap else (low, middle)
+        low, high = (middle, high) if needs(middle) <= cap else (low, middle)
     return low

@@ -208,6 +208,8 @@ class Job:
         owned = {p.untyped_storage().data_ptr() for p in self.module.parameters()}
         with saved.watching(owned):
             made = captured(self.module, self.xs[i][block], f"x{i + 1}", banned, fold)
+        for address, size in made.capture.kept.items():  # what rules read and autograd does not keep
+            saved.add(address, size)
         agreed.check(made, i)
         known = foreseen(made, self._contraction().find(made, made) is not None)
         sizes = {name: p.numel() for name, p in self.parameters.items()}

@@ -51,7 +51,8 @@ class Machine:
         full = _up(rows, 8) * _up(inner, 4) * _up(columns, 16)
         moved = (rows * inner + inner * columns + 2 * rows * columns) * itemsize
         rate = self.products if plain and work >= SMALLEST else self.strided
-        return many * (max(work, full) / rate + moved / self.cached) + self.call
+        each = 0.1 * self.call if many > 1 else 0.0
+        return many * (max(work, full) / rate + moved / self.cached + each) + self.call
 
     def pass_over(self, entries: int | float, itemsize: int, reach: int | float = 2) -> float:
         """Predicted seconds of element-wise work.

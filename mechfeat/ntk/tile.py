@@ -302,17 +302,17 @@ class Contraction:
                 self.note(self.row(name, function, None, "folded", *sizes))
             elif name in left.outlines and name in right.outlines:
                 found = shape_of(left.outlines[name], right.outlines[name])
-                row = None
+                tied = head is not None and head.ties(name)
+                row = self.head_row(name, head, capture.used[name], capture.fold) if tied and head is not None else None
                 for sent in (o,) if head is None else [len(some) for some in head.basis.T.split(ROWS)]:
                     shape = None if found is None else replace(found, o=sent)
                     how = "dense" if shape is None else self.chooser(name)(shape, self.outputs)
                     part = self.row(name, function, shape, how, left.n, right.n, sent, same)
-                    if head is not None and head.ties(name):
+                    if tied:
                         part = replace(part, macs=part.macs + sent * (left.meeting + (0 if same else right.meeting)))
                     row = part if row is None else together(row, part)
                 assert row is not None
-                own_too = head is not None and head.ties(name)
-                self.note(together(self.head_row(name, head, capture.used[name], capture.fold), row) if own_too and head else row)
+                self.note(row)
 
     def note(self, row: PlanRow) -> None:
         """Add a tile's line of the plan to that of all tiles; the contraction named is that of the most products.

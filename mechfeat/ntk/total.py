@@ -163,9 +163,8 @@ class Total:
         The sums of many positions come in hundreds of pieces, each so small beside the kernel that float32 loses it: half of the error of
         a deep convolutional network.
         """
-        n1, n2 = self._sides
-        room = n1 * n2 * self._o ** (2 if self._outputs == "full" else 1) * 8
-        if self._wide or not any(not isinstance(f, F.Dense) and f.left.shape[2] > 1 and f.left.numel() * 4 > room for f in factors):
+        found = [f.left for f in factors if not isinstance(f, F.Dense)]
+        if self._wide or not any(widened(x.shape[2], self._sides, x.shape[3], self._o, self._outputs) for x in found):
             return
         self._wide = True
         if self._kernel is not None:
@@ -200,6 +199,23 @@ class Total:
         gap, scale = float((found - want).abs().max()), float(found.abs().max())
         if not gap <= tolerances(self._like.dtype)[0] * scale and scale == scale:
             raise ProofError(["the sum over parameters"], [gap / scale], "Every part was right on its own: please report this model.")
+
+
+def widened(t: int, sides: tuple[int, int], c: int, o: int, outputs: Outputs) -> bool:
+    """Whether a layer's part is summed in float64.
+
+    Args:
+        t: Its positions.
+        sides: Samples of the two sides.
+        c: Its output channels.
+        o: Outputs.
+        outputs: What is kept of them.
+
+    Returns:
+        True for several positions, where such a kernel is smaller than the layer's gradients.
+    """
+    n1, n2 = sides
+    return t > 1 and n1 * o * t * c * 4 > n1 * n2 * o ** (2 if outputs == "full" else 1) * 8
 
 
 def on_samples(part: Tensor, samples: list[list[int]], outputs: Outputs) -> Tensor:

@@ -12,7 +12,7 @@ from mechfeat.bench.memory import high_water
 from mechfeat.errors import MemoryCapError, OptionError
 from mechfeat.models import mlp
 from mechfeat.ntk import empirical_ntk, plan
-from mechfeat.ntk.footprint import MARGIN, largest_block
+from mechfeat.ntk.footprint import MARGIN, SAFETY, largest_block
 from tests.ntk.test_exact import OUTPUTS
 
 
@@ -29,19 +29,19 @@ def test_a_cap_changes_no_value(outputs):
         whole = empirical_ntk(net, x1, other, outputs=outputs)
         free = plan(net, x1, other, outputs=outputs)
         assert free.block is None
-        caps = [free.peak_bytes - 1, MARGIN + (free.peak_bytes - MARGIN) // 2]
+        caps = [free.peak_bytes, MARGIN + (free.peak_bytes - MARGIN) * 3 // 4]
         blocks = []
         for cap in caps:
             said = plan(net, x1, other, outputs=outputs, max_memory=cap)
             done = empirical_ntk(net, x1, other, outputs=outputs, max_memory=cap, prove="always")
-            assert said.peak_bytes <= cap
+            assert said.peak_bytes * SAFETY <= cap
             assert said.rows == done.plan.rows
             assert said.block == done.plan.block < 12
             blocks.append(said.block)
             torch.testing.assert_close(done.kernel, whole.kernel, rtol=1e-12, atol=1e-12 * float(whole.kernel.abs().max()))
             assert all(c.path == "rule" for c in done.coverage)
         assert blocks[0] > blocks[1]
-        assert empirical_ntk(net, x1, other, outputs=outputs, max_memory=free.peak_bytes).plan.block is None
+        assert empirical_ntk(net, x1, other, outputs=outputs, max_memory=2 * free.peak_bytes).plan.block is None
 
 
 def test_a_cap_that_cannot_be_met(unchecked):
@@ -66,12 +66,12 @@ def test_a_cap_that_cannot_be_met(unchecked):
 
 def test_the_largest_block_is_found():
     for n in (1, 2, 7, 100):
-        for cap in (10, 11, 25, 70, 1000):
+        for cap in (12, 13, 25, 70, 1000):
             found = largest_block(n, lambda b: 10 * b, cap)
-            assert (found or n) == min(n, cap // 10)
+            assert (found or n) == min(n, cap // 12)  # a fifth to spare
             assert found is None or found < n
     with pytest.raises(MemoryCapError):
-        largest_block(5, lambda b: 10 * b, 9)
+        largest_block(5, lambda b: 10 * b, 11)
 
 
 @pytest.mark.skipif(high_water() is None, reason="this system does not tell the high-water mark of a process")
@@ -92,8 +92,8 @@ def test_a_cap_holds(outputs):
         empirical_ntk(net, x[:2], outputs={outputs!r})
         Path("/proc/self/clear_refs").write_text("5")
         before = high_water()
-        cap = 120 << 20
-        assert plan(net, x, outputs={outputs!r}).peak_bytes > 2 * cap
+        cap = 90 << 20
+        assert plan(net, x, outputs={outputs!r}).peak_bytes > 1.5 * cap
         Path("/proc/self/clear_refs").write_text("5")
         before = high_water()
         done = empirical_ntk(net, x, outputs={outputs!r}, max_memory=cap, prove="always")
