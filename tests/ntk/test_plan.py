@@ -161,13 +161,13 @@ def test_no_gradient_of_a_parameter_is_computed(monkeypatch):
 
 
 def test_prints():
-    net = Net(lambda s, x: s.a(x) * s.a.bias, a=nn.Linear(4, 3), b=nn.Linear(1, 1, bias=False))
+    net = Net(lambda s, x: s.a(x) * s.a.bias.sin(), a=nn.Linear(4, 3), b=nn.Linear(1, 1, bias=False))
     made = plan(net, torch.randn(5, 2, 4))
     text = str(Plan(made.rows, made.kernel_shape, made.kernel_bytes, made.outputs, 1e9))
     assert text.splitlines() == [
         "parameter  function                              contraction  positions    MMAC       MiB",
         "a.weight   linear                                mixed                2  0.0076   0.00687",
-        "a.bias     mul has no rule                       exact                1  0.0027  0.000687",
+        "a.bias     sin has no rule                       exact                1  0.0027  0.000687",
         "b.weight   not used, or not reaching the output  unused               0       0         0",
         (
             "kernel [5, 6, 5, 6] (full), 0.00687 MiB; contractions 1.03e-05 GMAC, 1e-05 s at 1 GMAC/s; peak 0.0206 MiB "
