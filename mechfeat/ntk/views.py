@@ -222,7 +222,12 @@ def _listed(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source
     tables = list(found) if isinstance(found, tuple | list) else [found]
     entries = source.parameter.detach().flatten()
     for table, t in zip(tables, outs):
-        if not isinstance(table, Tensor) or table.shape != t.shape or not torch.equal(entries[table], t.detach()):
+        if (
+            not isinstance(table, Tensor)
+            or table.dtype != torch.int64
+            or table.shape != t.shape
+            or not torch.equal(entries[table], t.detach())
+        ):
             return []
     return [Place(source.parameter.shape, table.shape, None, listed=table, device=table.device) for table in tables]
 
