@@ -171,7 +171,7 @@ class Views:
         """
         outs = list(out) if isinstance(out, tuple | list) else [out]
         known = {id(a): a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and id(a) in self}
-        if len(known) != 1 or not all(isinstance(t, Tensor) for t in outs):
+        if len(known) != 1 or not all(isinstance(t, Tensor) and t.numel() for t in outs):
             return False
         source = self.of(next(iter(known.values())))
         if self.overwritten(source.tensor):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -37,6 +37,7 @@ def shown(w, *functions):
     views, v = Views([w]), w
     for function in functions:
         out = function(v)
+        assume(out.numel())
         assert views.take(*_seen(function, v), out), function
         v = out
     return views.of(v)
@@ -100,6 +101,7 @@ def test_what_is_no_view():
     assert not views.take(F.embedding, (torch.tensor([0, 1]), w, 1), {}, F.embedding(torch.tensor([0, 1]), w, 1))
     assert views.take(F.embedding, (torch.tensor([0, 2]), w, 1), {}, F.embedding(torch.tensor([0, 2]), w, 1))
     assert views.take(torch.Tensor.to, (w, "cpu"), {}, w.to("cpu"))
+    assert not views.take(torch.Tensor.__getitem__, (w, slice(4, 4)), {}, w[4:4])  # empty
     assert not views.take(torch.Tensor.expand_as, (table, w), {}, table.expand_as(w))
 
 
@@ -133,6 +135,34 @@ def test_sequences_of_different_length():
     assert_exact(result.layers["p"], (torch.stack(J1) @ torch.stack(J2).T).view(5, 2, 6, 2))
 
 
+def test_equal_sizes_of_different_slices():
+    def f(s, x):
+        t = x.shape[1] // 2
+        return s.o(torch.tanh(F.linear(x, s.w[:, t : t + 4]) + s.q[t : t + 3]).mean(1))
+
+    net = Net(f, w=P(3, 7), q=P(6), o=nn.Linear(3, 2))
+    x1, x2 = torch.randn(5, 3, 4), torch.randn(6, 7, 4)
+    for method in ("auto", "block", "gram", "mixed"):
+        result = empirical_ntk(net, x1, x2, layerwise=True, strict=True, method=method, prove="never")
+        for name in ("w", "q"):
+            p = getattr(net, name)
+            J1, J2 = ([torch.autograd.grad(v, p, retain_graph=True)[0].flatten() for v in net(x).flatten()] for x in (x1, x2))
+            assert_exact(result.layers[name], (torch.stack(J1) @ torch.stack(J2).T).view(5, 2, 6, 2))
+
+
 def test_a_place_is_no_key():
     with pytest.raises(TypeError):
         hash(Place.of(P(2)))
+
+
+def test_views_that_share_one_entry():
+    w = nn.Parameter(torch.randn(6))
+    views = Views([w])
+    parts = [w[:3], w[2:], w[3:]]
+    for v, cut in zip(parts, (slice(3), slice(2, None), slice(3, None))):
+        assert views.take(torch.Tensor.__getitem__, (w, cut), {}, v)
+    a, b, c = (views.of(v).place for v in parts)
+    assert a.meets(b)
+    assert b.meets(a)
+    assert not a.meets(c)
+    assert not c.meets(a)
