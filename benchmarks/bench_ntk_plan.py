@@ -3,8 +3,9 @@
     python benchmarks/bench_ntk_plan.py
 
 Each model is one trainable layer, linear or a 3 × 3 convolution, under a fixed non-linear read-out; samples, outputs, positions and
-channels are drawn log-uniformly. All orders must agree with each other before anything is timed; runs take turns, one thread, process seconds. Peaks are
-those of a fresh process. Appends to ``results/ntk_plan.jsonl``, and prints how many layers are within the bounds.
+channels are drawn log-uniformly.
+All orders must agree before anything is timed; runs take turns, one thread, process seconds. Peaks are those of a fresh process.
+Appends to ``results/ntk_plan.jsonl``, and prints how many layers are within the bounds.
 """
 
 import argparse

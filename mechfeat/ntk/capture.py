@@ -22,8 +22,10 @@ from torch.overrides import TorchFunctionMode
 from mechfeat.errors import NondeterministicModelError, SampleInteractionError
 from mechfeat.kernels.linear import linear
 from mechfeat.kernels.products import quick
-from mechfeat.ntk.factors import Dense, Factor, Outer
+from mechfeat.ntk.attention import multi_head
+from mechfeat.ntk.factors import Dense, Factor, Outer, placed
 from mechfeat.ntk.rules import Call, Unfit, Use, rule_for
+from mechfeat.ntk.views import Views
 
 Sink = Callable[[str, list[Factor]], None]
 
@@ -71,7 +73,7 @@ class Capture:
         self.unfit = dict(banned)
         self.used: dict[str, list[str]] = {}
         self.log: list[tuple[object, ...]] = []
-        self._owned = frozenset(self.name_of)
+        self._views = Views(parameters.values())
         one = next(iter(parameters.values()))
         self._anchor = torch.zeros((), requires_grad=True, device=one.device)
         self._dtype = one.dtype
@@ -114,6 +116,7 @@ class Capture:
             if t._version != version:
                 self._give_up([u.parameter for u in uses], None, "an argument of its call is overwritten in place later")
         self._stored.clear()
+        self._views = Views(trainable(self.module).values())  # views are not needed any more
         self._head = getattr(y.grad_fn, "tap", None) if isinstance(y, Tensor) and y.ndim == 2 else None
         return y
 
@@ -144,43 +147,61 @@ class Capture:
         Returns:
             What the call returns, tapped where a rule covers it.
         """
-        owned = [t for t in _tensors((args, kwargs)) if id(t) in self._owned]
+        owned = [t for t in _tensors((args, kwargs)) if id(t) in self._views]
         _check_dropout(function, args, kwargs)
         _check_statistics(function, args, kwargs)
         run = faster(function, args, kwargs)
         if not owned:
             return run(*args, **kwargs)
         rule = rule_for(function)
+        if rule is None and function is torch.nn.functional.multi_head_attention_forward:
+            with _Watch(self):
+                return multi_head(*args, **kwargs)
+        self._give_up([t for t in owned if self._views.overwritten(t)], None, "a view of it is overwritten in place")
         out = run(*args, **kwargs)
         if not any(t.requires_grad for t in _tensors(out)):
             return out  # a shape, a dtype, or a detached copy: no gradient flows
         name = getattr(function, "__name__", str(function))
         if name == "__get__":
             name = "an attribute such as .T"
-        if rule is None or not isinstance(out, Tensor):
-            return self._give_up(owned, out, f"{name} has no rule")
         try:
-            uses = [u for u in rule(Call(args, kwargs, out, self.n, self._owned)) if id(u.parameter) in self._owned]
+            if rule is None or not isinstance(out, Tensor):
+                raise Unfit("no rule")
+            uses = [u for u in rule(Call(args, kwargs, out, self.n, self._views, name)) if id(u.parameter) in self._views]
         except Unfit as reason:
-            return self._give_up(owned, out, f"{name}: {reason}")
+            if self._views.take(function, args, kwargs, out):
+                return out
+            return self._give_up(owned, out, f"{name} has no rule" if rule is None else f"{name}: {reason}")
         covered = {id(u.parameter) for u in uses}
         missed = [t for t in owned if id(t) not in covered]
         if missed:
             self._give_up(missed, out, f"{name}: its rule does not cover this argument")
+        uses = [self._of_parameter(u) for u in uses]
         for use in uses:
             parameter = self.name_of[id(use.parameter)]
             self.used.setdefault(parameter, []).append(name)
             self._calls[parameter] = self._calls.get(parameter, 0) + 1
-        self.log.append((name, *(self.name_of[id(u.parameter)] for u in uses), *out.shape[1:]))
+        places = [(self.name_of[id(u.parameter)], u.place and u.place.key) for u in uses]
+        self.log.append((name, *places, *out.shape[1:]))
         tapped = self._tap(out, uses)
-        self._stored += [(uses, t, t._version) for t in _tensors((args, kwargs)) if not t.is_inference()]
+        self._stored += [(uses, t, t._version) for t in _tensors((args, kwargs)) if not t.is_inference() and t is not out]
         self.kept |= {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors((args, kwargs))}
         return tapped
 
+    def _of_parameter(self, use: Use) -> Use:
+        """The use of a view as that of its parameter."""
+        view = self._views.of(use.parameter)
+        whole = view.parameter is use.parameter and use.order is None
+        place = None if whole else view.place.permuted(use.order or range(use.parameter.ndim))
+        of = use.bias_of  # a bias goes with its weight only where both are whole
+        together = place is None and of is not None and id(of) in self.name_of
+        return replace(use, parameter=view.parameter, place=place, bias_of=of if together else None)
+
     def _give_up(self, owned: Iterable[Tensor], out: Any, reason: str) -> Any:
         for t in owned:
-            self.unfit.setdefault(self.name_of[id(t)], reason)
-            self.log.append((reason, self.name_of[id(t)]))
+            name = self.name_of[id(self._views.of(t).parameter)]
+            self.unfit.setdefault(name, reason)
+            self.log.append((reason, name))
         return out
 
     def _tap(self, out: Tensor, uses: list[Use]) -> Tensor:
@@ -241,8 +262,14 @@ class Capture:
             return None
         shape = self._shapes[self._head or 0]
         with torch.no_grad():
-            factor = uses[0].factor(W.new_zeros(()).expand(1, *shape))
-        if not isinstance(factor, Outer) or factor.turned or factor.right.shape[1] != 1 or W.shape != (shape[1], factor.right.shape[2]):
+            factor = placed(uses[0].factor(W.new_zeros(()).expand(1, *shape)), uses[0].place)
+        if (
+            not isinstance(factor, Outer)
+            or factor.place
+            or factor.turned
+            or factor.right.shape[1] != 1
+            or W.shape != (shape[1], factor.right.shape[2])
+        ):
             return None
         return names, W, factor.inputs[:, 0], self._calls[names[0]] != 1
 
@@ -369,7 +396,7 @@ class Capture:
             if not room.uses:
                 self._build(tap, pieces[0].movedim(1, 0))
             for use, piece in zip(room.uses, pieces):
-                self._keep(use, Dense(piece))
+                self._keep(use, placed(Dense(piece), use.place))
 
     def _build(self, tap: int, g: Float[Tensor, "o ..."]) -> None:
         for use in sorted(self._taps[tap], key=lambda u: u.bias_of is not None):  # a weight decides whether its bias is folded
@@ -377,7 +404,7 @@ class Capture:
             if name not in self._open or name in self.folded:
                 continue
             start = time.perf_counter()
-            factor = use.factor(g)
+            factor = placed(use.factor(g), use.place)
             self.building += time.perf_counter() - start
             if isinstance(factor, Outer):
                 if name in self._with_bias:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from math import prod
+from typing import Literal, TypeVar
 
 import torch
 from einops import einsum
@@ -13,6 +14,7 @@ from mechfeat.kernels import Outputs, block, dense, gram, mixed
 from mechfeat.kernels.contract import CHUNK_BYTES
 from mechfeat.kernels.layout import widen
 from mechfeat.kernels.patches import Patches
+from mechfeat.ntk.views import Place
 
 Contraction = Literal["block", "gram", "mixed", "output"]
 
@@ -26,12 +28,14 @@ class Outer:
         right: Input rows of the call, or the patches whose rows they are.
         turned: The parameter is stored as ``[k c]`` (``addmm``) rather than ``[c k]`` (``linear``).
         unit: The call's output is the model's, so that the gradients are unit vectors.
+        place: Which entries of the parameter the matrix has, row by row; None where it is the parameter.
     """
 
     left: Float[Tensor, "n o t c"]
     right: Float[Tensor, "n t k"] | Patches
     turned: bool = False
     unit: bool = False
+    place: Place | None = None
 
     def at(self, samples: Sequence[int]) -> "Outer":
         """The factor of some samples."""
@@ -62,10 +66,12 @@ class Lookup:
     Attributes:
         left: Gradient at the output of the call, zero where the row takes none.
         ids: Which row was read.
+        place: Which entries of the parameter the table has; None where it is the parameter.
     """
 
     left: Float[Tensor, "n o t c"]
     ids: Int[Tensor, "n t"]
+    place: Place | None = None
 
     def rows(self, part: slice) -> Float[Tensor, "n o row c"]:
         """Gradient of some rows of the table."""
@@ -83,9 +89,11 @@ class Dense:
 
     Attributes:
         gradient: One row a sample and output.
+        place: Which entries of the parameter the gradient is of; None where it is of all.
     """
 
     gradient: Float[Tensor, "n o *parameter"]
+    place: Place | None = None
 
     def rows(self, part: slice) -> Float[Tensor, "n o *parameter"]:
         """Gradient of some rows of the parameter."""
@@ -93,6 +101,65 @@ class Dense:
 
 
 Factor = Outer | Lookup | Dense
+
+
+def placed(factor: Factor, place: Place | None) -> Factor:
+    """The factor of a parameter, from that of a view.
+
+    Args:
+        factor: The gradient of the view.
+        place: Which entries of the parameter the view has; None where it is the parameter.
+
+    Returns:
+        The same numbers, as the parameter's; entries that the view has several times are summed.
+    """
+    if place is None:
+        return factor
+    if isinstance(factor, Outer) and factor.turned:
+        factor, place = replace(factor, turned=False), place.permuted((1, 0))
+    if not place.injective:
+        entries, where = place.index.flatten().unique(return_inverse=True)
+        J = widen(_flat(factor.rows(slice(0, _n_rows(factor, place)))))
+        sums = J.new_zeros(*J.shape[:2], len(entries)).index_add_(2, where, J)
+        return placed(Dense(sums), Place(place.whole, entries.shape, None, listed=entries, device=entries.device))
+    if isinstance(factor, Dense):
+        whole = place.fits(place.whole[0] if place.whole else 1)
+        return Dense(factor.gradient.reshape(*factor.gradient.shape[:2], *place.whole)) if whole else replace(factor, place=place)
+    if place.fits(_n_rows(factor, place)):
+        return factor
+    if isinstance(factor, Outer) and place.turned(factor.left.shape[3], factor.right.shape[2]):
+        return replace(factor, turned=True)
+    return replace(factor, place=place)
+
+
+def spread(factor: Factor, part: slice, n_rows: int) -> Float[Tensor, "n o p"]:
+    """Gradient of some rows of the parameter.
+
+    Args:
+        factor: A use, possibly of a view.
+        part: Rows of the parameter.
+        n_rows: How many it has.
+
+    Returns:
+        The gradient, zero where the view has no entries.
+    """
+    if factor.place is None:
+        return widen(_flat(factor.rows(part)))
+    width = prod(factor.place.whole) // n_rows
+    low, high = part.start * width, part.stop * width
+    index = factor.place.index.reshape(_n_rows(factor, factor.place), -1)
+    inside = (index >= low) & (index < high)
+    hit = inside.any(1).nonzero()[:, 0].tolist()
+    some = slice(hit[0], hit[-1] + 1) if hit else slice(0, 0)
+    J, keep = widen(_flat(factor.rows(some))), inside[some].flatten()
+    return J.new_zeros(*J.shape[:2], high - low).index_copy_(2, index[some].flatten()[keep] - low, J[..., keep])
+
+
+def _n_rows(factor: Factor, place: Place) -> int:
+    """Rows of the view."""
+    if isinstance(factor, Dense):
+        return factor.gradient.shape[2] if factor.gradient.ndim > 2 else 1
+    return factor.left.shape[3] if isinstance(factor, Outer) else place.size // max(1, factor.left.shape[3])
 
 
 @dataclass(frozen=True)
@@ -140,16 +207,21 @@ def merge(factors: Sequence[Factor]) -> Factor | None:
         factors: The uses of one parameter.
 
     Returns:
-        One factor, or None where the kinds differ.
+        One factor, or None where the kinds, or the places in the parameter, differ.
     """
     first = factors[0]
     if len(factors) == 1:
         return first
-    if isinstance(first, Outer) and all(isinstance(f, Outer) and f.turned == first.turned for f in factors):
-        return Outer(torch.cat([f.left for f in factors], 2), torch.cat([f.inputs for f in factors], 1), first.turned)  # type: ignore[union-attr]
-    if isinstance(first, Lookup) and all(isinstance(f, Lookup) for f in factors):
-        return Lookup(torch.cat([f.left for f in factors], 2), torch.cat([f.ids for f in factors], 1))  # type: ignore[union-attr]
-    return None
+    if isinstance(first, Dense) or any(type(f) is not type(first) or _form(f) != _form(first) for f in factors):
+        return None
+    left = torch.cat([f.left for f in factors], 2)  # type: ignore[union-attr]
+    if isinstance(first, Lookup):
+        return Lookup(left, torch.cat([f.ids for f in factors], 1), first.place)  # type: ignore[union-attr]
+    return Outer(left, torch.cat([f.inputs for f in factors], 1), first.turned, place=first.place)  # type: ignore[union-attr]
+
+
+def _form(f: Outer | Lookup) -> tuple[object, ...]:
+    return (f.place, f.left.shape[3]) + ((f.turned, f.right.shape[-1]) if isinstance(f, Outer) else ())
 
 
 @dataclass(frozen=True)
@@ -166,6 +238,7 @@ class Outline:
         turned: As for :class:`Outer`.
         unit: As for :class:`Outer`.
         itemsize: Bytes of a number in the products.
+        place: As for :class:`Outer`.
         taps: Of patches, places of the kernel.
         pixels: Of patches that share them, pixels a sample; 0 otherwise.
         channels: Of patches that share their pixels, channels.
@@ -180,9 +253,23 @@ class Outline:
     turned: bool
     unit: bool
     itemsize: int
+    place: Place | None
     taps: int = 1
     pixels: int = 0
     channels: int = 0
+
+
+@dataclass(frozen=True)
+class Formed:
+    """A gradient without outline, because it is there, or because uses of several kinds have to be added.
+
+    Attributes:
+        entries: Of a gradient that is there, how many; None where it has to be formed.
+        place: As for :class:`Outer`.
+    """
+
+    entries: int | None
+    place: Place | None
 
 
 def outline(f: Factor | None) -> Outline | None:
@@ -198,12 +285,97 @@ def outline(f: Factor | None) -> Outline | None:
         return None
     (n, o, t, c), itemsize = f.left.shape, max(4, f.left.element_size())
     if isinstance(f, Lookup):
-        return Outline(n, o, t, c, 0, f.ids, False, False, itemsize)
+        return Outline(n, o, t, c, 0, f.ids, False, False, itemsize, f.place)
     right, taps, pixels, channels = f.right, 1, 0, 0
     if isinstance(right, Patches):
         taps = right.taps
         pixels, channels = (right.pixels, right.maps.shape[1]) if right.shares else (0, 0)
-    return Outline(n, o, t, c, right.shape[-1], None, f.turned, f.unit, itemsize, taps, pixels, channels)
+    return Outline(n, o, t, c, right.shape[-1], None, f.turned, f.unit, itemsize, f.place, taps, pixels, channels)
+
+
+def outlines(factors: Sequence[Factor]) -> list[Outline | Formed]:
+    """Outlines of the uses of a parameter.
+
+    Args:
+        factors: The uses.
+
+    Returns:
+        One for each place in the parameter.
+    """
+    places: list[list[Factor]] = []
+    for f in factors:
+        same = [uses for uses in places if uses[0].place == f.place]
+        if same:
+            same[0].append(f)
+        else:
+            places.append([f])
+    found: list[Outline | Formed] = []
+    for uses in places:
+        one = pair(uses, uses)[0]
+        found.append(outline(one) or Formed(_entries(one) if isinstance(one, Dense) else None, uses[0].place))
+    return found
+
+
+def _entries(f: Dense) -> int:
+    return prod(f.gradient.shape[2:])
+
+
+T = TypeVar("T", Factor, "Outline | Formed")
+
+
+def apart(uses1: Sequence[T], uses2: Sequence[T]) -> list[tuple[Sequence[T], Sequence[T]]]:
+    """Uses of different parts of a parameter, which are contracted one by one.
+
+    Args:
+        uses1: Uses on the first side, or their outlines.
+        uses2: Uses on the second side; the same object for a batch with itself.
+
+    Returns:
+        Uses of both sides that share no entry with the others. What meets nothing of the other side is left out.
+    """
+    if all(f.place is None for f in (*uses1, *uses2)):
+        return [(uses1, uses2)]
+    found: list[tuple[list[T], list[T]]] = []
+    for side, uses in enumerate((uses1,) if uses2 is uses1 else (uses1, uses2)):
+        for f in uses:
+            met = {i for i in range(len(found)) if any(_meet(f.place, g.place) for g in found[i][0] + found[i][1])}
+            joined: tuple[list[T], list[T]] = ([], [])
+            for i in sorted(met):
+                joined[0].extend(found[i][0])
+                joined[1].extend(found[i][1])
+            joined[side].append(f)
+            found = [group for i, group in enumerate(found) if i not in met]
+            found.append(joined)
+    return [(group[0], group[0]) for group in found] if uses2 is uses1 else [group for group in found if group[0] and group[1]]
+
+
+def _meet(a: Place | None, b: Place | None) -> bool:
+    return a is None or b is None or a.meets(b)
+
+
+def foresee(uses1: Sequence[Outline | Formed], uses2: Sequence[Outline | Formed], entries: int) -> list[tuple[Shape | None, int]]:
+    """What :func:`contract` will do.
+
+    Args:
+        uses1: Outlines of the first side.
+        uses2: Outlines of the second side; the same object for a batch with itself.
+        entries: Size of the parameter.
+
+    Returns:
+        For each part of the parameter the sizes of its outer-product form, if it has one, and the entries of its gradient.
+    """
+    found: list[tuple[Shape | None, int]] = []
+    for a, b in apart(uses1, uses2):
+        one, other, single = a[0], b[0], len(a) == len(b) == 1
+        if single and isinstance(one, Outline) and isinstance(other, Outline) and (shape := shape_of(one, other)):
+            found.append((shape, entries))
+        elif (
+            single and isinstance(one, Formed) and isinstance(other, Formed) and one.entries and other.entries and one.place == other.place
+        ):
+            found.append((None, one.entries))
+        else:
+            found.append((None, entries))
+    return found
 
 
 def shape_of(a: Outline | None, b: Outline | None) -> Shape | None:
@@ -216,7 +388,7 @@ def shape_of(a: Outline | None, b: Outline | None) -> Shape | None:
     Returns:
         The sizes, or None where the gradient has to be formed (mixed kinds, or vectors).
     """
-    if a is None or b is None or (a.ids is None) != (b.ids is None) or a.turned != b.turned:
+    if a is None or b is None or (a.ids is None) != (b.ids is None) or a.turned != b.turned or a.place != b.place or a.c != b.c:
         return None
     k = a.k if a.ids is None or b.ids is None else torch.cat([a.ids.flatten(), b.ids.flatten()]).unique().numel()
     one_hot, unit = a.ids is not None, a.unit and b.unit
@@ -226,9 +398,24 @@ def shape_of(a: Outline | None, b: Outline | None) -> Shape | None:
     )
 
 
+@dataclass(frozen=True)
+class Piece:
+    """One contraction of some entries of a parameter.
+
+    Attributes:
+        how: Its name.
+        shape: The sizes it had, if it had the outer-product form.
+        entries: Entries of the gradients that were formed, if it had not.
+    """
+
+    how: str
+    shape: Shape | None
+    entries: int
+
+
 def contract(
     into: Float[Tensor, "..."], factors1: Sequence[Factor], factors2: Sequence[Factor], outputs: Outputs, choose: Choose, n_rows: int
-) -> tuple[str, Shape | None]:
+) -> list[Piece]:
     """Add a parameter's part to a kernel.
 
     Args:
@@ -240,8 +427,14 @@ def contract(
         n_rows: Size of the parameter's first axis.
 
     Returns:
-        The name of the contraction used, and the sizes it had, if it had the outer-product form.
+        The contractions used; several where uses are of different parts of the parameter.
     """
+    return [_contract(into, a, b, outputs, choose, n_rows) for a, b in apart(factors1, factors2)]
+
+
+def _contract(
+    into: Float[Tensor, "..."], factors1: Sequence[Factor], factors2: Sequence[Factor], outputs: Outputs, choose: Choose, n_rows: int
+) -> Piece:
     a, b = pair(factors1, factors2)
     first = outline(a)
     shape = shape_of(first, first if b is a else outline(b))
@@ -258,13 +451,12 @@ def contract(
             add_output(into, a.inputs[:, 0], b.inputs[:, 0], outputs, shape.o)
         else:
             {"block": block, "gram": gram, "mixed": mixed}[method](a.left, right1, b.left, right2, outputs, into)
-        return method, shape
-    if isinstance(a, Dense) and isinstance(b, Dense):
+        return Piece(method, shape, 0)
+    if isinstance(a, Dense) and isinstance(b, Dense) and a.place == b.place:
         J = _flat(a.gradient)
         dense(J, J if b is a else _flat(b.gradient), outputs, into)
-        return "dense", None
-    _contract_by_rows(into, factors1, factors2, outputs, n_rows)
-    return "dense", None
+        return Piece("dense", None, _entries(a))
+    return Piece("dense", None, _contract_by_rows(into, factors1, factors2, outputs, n_rows))
 
 
 def pair(factors1: Sequence[Factor], factors2: Sequence[Factor]) -> tuple[Factor | None, Factor | None]:
@@ -304,7 +496,7 @@ def living(f: Outer | Lookup) -> Outer | Lookup:
     live = torch.ones(f.left.shape[2], dtype=torch.bool, device=f.left.device)
     live[dead[1:] if len(dead) == len(live) else dead] = False
     if isinstance(f, Lookup):
-        return Lookup(f.left[:, :, live], f.ids[:, live])
+        return replace(f, left=f.left[:, :, live], ids=f.ids[:, live])
     return replace(f, left=f.left[:, :, live], right=f.inputs[:, live])
 
 
@@ -330,23 +522,23 @@ def add_output(into: Float[Tensor, "..."], right1: Float[Tensor, "n k"], right2:
 
 def _contract_by_rows(
     into: Float[Tensor, "..."], factors1: Sequence[Factor], factors2: Sequence[Factor], outputs: Outputs, n_rows: int
-) -> None:
+) -> int:
     """Form the gradient a few rows at a time: uses of different kinds (tied embeddings) meet only there."""
-    one = factors1[0].rows(slice(0, 1))
-    n1, o = one.shape[:2]
-    n2 = factors2[0].rows(slice(0, 1)).shape[0]
-    row_bytes = (n1 + n2) * o * max(1, one[0, 0].numel()) * one.element_size()
-    step = max(1, CHUNK_BYTES // row_bytes)
+    one = spread(factors1[0], slice(0, 1), n_rows)
+    n1, o, width = one.shape
+    n2 = len(spread(factors2[0], slice(0, 1), n_rows))
+    step = max(1, CHUNK_BYTES // ((n1 + n2) * o * max(1, width) * one.element_size()))
     for i in range(0, n_rows, step):
         part = slice(i, min(i + step, n_rows))
-        J1 = _total(factors1, part)
-        dense(J1, J1 if factors2 is factors1 else _total(factors2, part), outputs, into)
+        J1 = _total(factors1, part, n_rows)
+        dense(J1, J1 if factors2 is factors1 else _total(factors2, part, n_rows), outputs, into)
+    return n_rows * width
 
 
-def _total(factors: Sequence[Factor], part: slice) -> Float[Tensor, "n o p"]:
-    total = widen(_flat(factors[0].rows(part)))
+def _total(factors: Sequence[Factor], part: slice, n_rows: int) -> Float[Tensor, "n o p"]:
+    total = spread(factors[0], part, n_rows)
     for factor in factors[1:]:
-        total = total + _flat(factor.rows(part))
+        total = total + spread(factor, part, n_rows)
     return total
 
 

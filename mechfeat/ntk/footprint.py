@@ -12,7 +12,7 @@ from mechfeat.errors import MemoryCapError
 from mechfeat.kernels import Outputs, kernel_shape
 from mechfeat.ntk.capture import Capture
 from mechfeat.ntk.counts import workspace_bytes
-from mechfeat.ntk.factors import Choose, Outline, shape_of
+from mechfeat.ntk.factors import Choose, Formed, Outline, foresee
 from mechfeat.ntk.tile import Foreseen
 from mechfeat.ntk.total import LARGE, widened
 
@@ -65,7 +65,7 @@ class Footprint:
     Attributes:
         graph: What the forward pass keeps.
         taps: Bytes of one output's gradient at each tap, and what is kept of it while the other outputs are sent.
-        outlines: Parameter → outline of its gradient, as of one sample and output.
+        outlines: Outlines of the gradients of all parameters, as of one sample and output.
         exact: Entries of the parameters that the exact path computes.
         weights: Bytes of all trainable parameters, which the proof's gradient takes again.
         forward: Seconds of the forward pass of the block it was measured on.
@@ -73,7 +73,7 @@ class Footprint:
 
     graph: float
     taps: tuple[tuple[float, float], ...]
-    outlines: Mapping[str, Outline | None]
+    outlines: Mapping[str, list[Outline | Formed]]
     exact: int
     weights: int
     forward: float
@@ -101,6 +101,15 @@ class Footprint:
             forward,
         )
 
+    def matrices(self) -> Iterator[Outline]:
+        """The gradients that are outer products.
+
+        Yields:
+            Their outlines.
+        """
+        for found in self.outlines.values():
+            yield from (a for a in found if isinstance(a, Outline))
+
     def passes(self, b: int, o: int) -> float:
         """Bytes of the gradients that wait for the other outputs, and of those under way.
 
@@ -126,7 +135,7 @@ class Footprint:
         Returns:
             Bytes.
         """
-        rows = sum(a.t * max(a.k, 1) * a.itemsize for a in self.outlines.values() if a is not None)
+        rows = sum(a.t * max(a.k, 1) * a.itemsize for a in self.matrices())
         return float((rows + o * sum(kept for _, kept in self.taps)) * b)
 
 
@@ -166,31 +175,33 @@ def peak(
     single = part > LARGE and not layerwise and (outputs == "full" or o == 1)  # parts of single positions are summed last
     wide = 8 / itemsize if outputs == "trace" and itemsize < 8 and not single else 0
     extra = part * (wide + (layerwise > 0) + tiled)
-    if not wide and itemsize < 8 and any(widened(a.t, (b1, b2), a.c, o, outputs) for a in left.outlines.values() if a is not None):
+    if not wide and itemsize < 8 and any(widened(a.t, (b1, b2), a.c, o, outputs) for a in left.matrices()):
         wide = 8 / itemsize
         extra += part * wide
-    room = held = 0.0
-    for name, a in left.outlines.items():
-        b = right.outlines.get(name)
-        if a is None or b is None:
-            continue
-        a = replace(a, n=b1, o=rows)
-        b = a if same and not tiled else replace(b, n=b2, o=rows)
-        shape = shape_of(a, b)
-        if shape is not None:
+    room = held = lent = 0.0
+    for name, found in left.outlines.items():
+        ours = _sized(found, b1, rows)
+        theirs = ours if same and not tiled else _sized(right.outlines.get(name, []), b2, rows)
+        for shape, _ in foresee(ours, theirs, 0):
+            if shape is None:
+                continue
             how = choose(name)(shape, outputs)
             deferred = single and shape.t == shape.s == 1 and how in ("gram", "output")
-            held += a.n * a.t * (rows * a.c + a.k) * a.itemsize if deferred else 0
-            formed = a.taps == 1 or (how != "block" and not a.pixels)  # of patches the block order forms a few channels at a time
-            rows_bytes = a.n * a.t * a.k * a.itemsize if formed else 0
-            room = max(room, rows_bytes + (0 if deferred else workspace_bytes(shape, outputs, how, a.itemsize)))
+            held += b1 * (rows * shape.c + shape.k) * shape.itemsize if deferred else 0
+            room = max(room, 0 if deferred else workspace_bytes(shape, outputs, how, shape.itemsize))
+            formed = not shape.one_hot and (shape.taps == 1 or (how != "block" and not shape.pixel_macs))
+            lent = max(lent, b1 * shape.t * shape.k * shape.itemsize if formed else 0)  # of patches block forms a few channels at a time
     J = (b1 + (0 if same and not tiled else b2)) * o * left.exact * itemsize
     other = right.kept(b2, rows) if tiled or not same else 0.0
-    run = max(left.graph * b1 + left.passes(b1, rows) + room, J) + other + held
+    run = max(left.graph * b1 + left.passes(b1, rows) + room + lent, J) + other + held
     if not same:
         run = max(run, right.graph * b2 + right.passes(b2, rows) + right.kept(b2, rows))
     proof = left.graph * max(b1, min(4, sides[0])) + left.weights * (2 + (not same))
     return int(kernel + extra + max(run, proof)) + MARGIN
+
+
+def _sized(found: list[Outline | Formed], n: int, o: int) -> list[Outline | Formed]:
+    return [replace(a, n=n, o=o) if isinstance(a, Outline) else a for a in found]
 
 
 def largest_block(n: int, at: Callable[[int], int], cap: int) -> int | None:

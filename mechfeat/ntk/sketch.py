@@ -21,7 +21,7 @@ from mechfeat.kernels.contract import CHUNK_BYTES
 from mechfeat.kernels.layout import widen
 from mechfeat.ntk.capture import Capture
 from mechfeat.ntk.checks import check_input, check_model, check_output
-from mechfeat.ntk.factors import Dense, Factor, Lookup, Outer
+from mechfeat.ntk.factors import Dense, Factor, Lookup, Outer, spread
 from mechfeat.ntk.fallback import jacobian
 from mechfeat.ntk.precision import exact
 from mechfeat.ntk.proof import alone, compare, proof_samples
@@ -174,8 +174,9 @@ def sketch(
             features = widen(y.detach()).new_zeros(*y.shape, n_features)
 
             def sink(name: str, factors: list[Factor], features: Tensor = features) -> None:
+                rows = len(parameters[name]) if parameters[name].ndim else 1
                 for factor in factors:
-                    projections[name].add(features, factor)
+                    projections[name].add(features, factor if factor.place is None else Dense(spread(factor, slice(0, rows), rows)))
 
             o = y.shape[1]
             capture.backward(y, sink)

@@ -12,7 +12,7 @@ from mechfeat.ntk import planner
 from mechfeat.ntk.bottleneck import ROWS, Head, against_macs, find
 from mechfeat.ntk.capture import Capture
 from mechfeat.ntk.checks import check_output
-from mechfeat.ntk.factors import Choose, Factor, Outline, Shape, outline, pair, shape_of
+from mechfeat.ntk.factors import Choose, Factor, Formed, Outline, Shape, foresee, outlines
 from mechfeat.ntk.fallback import jacobian
 from mechfeat.ntk.machine import Machine
 from mechfeat.ntk.planner import PlanRow
@@ -121,7 +121,7 @@ class Foreseen:
         n: Samples.
         o: Outputs.
         capture: Its taps, which hold no graph any more.
-        outlines: Parameter → outline of its gradient; None for one that is formed. Missing where no gradient arrives.
+        outlines: Parameter → outlines of its gradient, one for each part that is used. Missing where no gradient arrives.
         sizes: Bytes of one output's gradient at each tap, and what is kept of them.
         seconds: Of the backward pass, and of making factors of what arrived.
         meeting: Multiply-adds with which a wide head meets its weight's other uses, for one row.
@@ -130,7 +130,7 @@ class Foreseen:
     n: int
     o: int
     capture: Capture
-    outlines: dict[str, Outline | None]
+    outlines: dict[str, list[Outline | Formed]]
     sizes: list[tuple[int, int]]
     seconds: tuple[float, float]
     meeting: int
@@ -157,7 +157,7 @@ def foreseen(side: Side, past_head: bool) -> Foreseen:
         len(side.x),
         side.values.shape[1],
         side.capture,
-        {name: outline(pair(f, f)[0]) for name, f in found.items()},
+        {name: outlines(f) for name, f in found.items()},
         sizes,
         (whole - made, made),
         meeting,
@@ -228,11 +228,11 @@ class Contraction:
             if other is None:  # the second batch does not reach this parameter
                 return
             p = self.parameters[name]
-            how, shape = total.add(name, factors, other, self.chooser(name), len(p) if p.ndim else 1)
-            row = self.row(name, "+".join(capture.used[name]), shape, how, n1, n2, sent, same)
-            if head is not None:
-                row = replace(row, macs=row.macs + head.meeting_macs(name, factors, other))
-            rows[name] = together(rows[name], row) if name in rows else row
+            for piece in total.add(name, factors, other, self.chooser(name), len(p) if p.ndim else 1):
+                row = self.row(name, "+".join(capture.used[name]), piece.shape, piece.how, n1, n2, sent, same, piece.entries)
+                rows[name] = together(rows[name], row) if name in rows else row
+            if head is not None and name in rows:
+                rows[name] = replace(rows[name], macs=rows[name].macs + head.meeting_macs(name, factors, other))
 
         if head is not None:
             self.head = head
@@ -301,18 +301,18 @@ class Contraction:
             elif all(capture.folded.get(name) in s.outlines for s in (left, right)):
                 self.note(self.row(name, function, None, "folded", *sizes))
             elif name in left.outlines and name in right.outlines:
-                found = shape_of(left.outlines[name], right.outlines[name])
                 tied = head is not None and head.ties(name)
                 row = self.head_row(name, head, capture.used[name], capture.fold) if tied and head is not None else None
                 for sent in (o,) if head is None else [len(some) for some in head.basis.T.split(ROWS)]:
-                    shape = None if found is None else replace(found, o=sent)
-                    how = "dense" if shape is None else self.chooser(name)(shape, self.outputs)
-                    part = self.row(name, function, shape, how, left.n, right.n, sent, same)
-                    if tied:
-                        part = replace(part, macs=part.macs + sent * (left.meeting + (0 if same else right.meeting)))
-                    row = part if row is None else together(row, part)
-                assert row is not None
-                self.note(row)
+                    for found, entries in foresee(left.outlines[name], right.outlines[name], self.parameters[name].numel()):
+                        shape = None if found is None else replace(found, o=sent)
+                        how = "dense" if shape is None else self.chooser(name)(shape, self.outputs)
+                        part = self.row(name, function, shape, how, left.n, right.n, sent, same, entries)
+                        row = part if row is None else together(row, part)
+                    if tied and row is not None:
+                        row = replace(row, macs=row.macs + sent * (left.meeting + (0 if same else right.meeting)))
+                if row is not None:
+                    self.note(row)
 
     def note(self, row: PlanRow) -> None:
         """Add a tile's line of the plan to that of all tiles; the contraction named is that of the most products.
@@ -332,10 +332,13 @@ class Contraction:
         captures = (left.capture,) if right is left else (left.capture, right.capture)
         return find(captures, None if self.head is None else self.head.basis)
 
-    def row(self, name: str, function: str, shape: Shape | None, how: str, n1: int, n2: int, o: int, same: bool) -> PlanRow:
-        """A line of the plan."""
+    def row(
+        self, name: str, function: str, shape: Shape | None, how: str, n1: int, n2: int, o: int, same: bool, entries: int | None = None
+    ) -> PlanRow:
+        """A line of the plan; ``entries`` of the gradients that are formed are all of the parameter's by default."""
         p = self.parameters[name]
-        return planner.row(name, function, shape, p.numel(), (n1, n2), o, self.outputs, how, p.element_size(), same, self.machine)
+        size = p.numel() if entries is None else entries
+        return planner.row(name, function, shape, size, (n1, n2), o, self.outputs, how, p.element_size(), same, self.machine)
 
     def head_row(self, name: str, head: Head, used: list[str], fold: bool) -> PlanRow:
         """The line of a wide head's own parameter."""

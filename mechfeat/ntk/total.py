@@ -45,9 +45,7 @@ class Total:
         self.parts: dict[str, Tensor] = {}
         self.layers: dict[str, Tensor] = {}
 
-    def add(
-        self, name: str, factors1: Sequence[F.Factor], factors2: Sequence[F.Factor], choose: F.Choose, n_rows: int
-    ) -> tuple[str, F.Shape | None]:
+    def add(self, name: str, factors1: Sequence[F.Factor], factors2: Sequence[F.Factor], choose: F.Choose, n_rows: int) -> list[F.Piece]:
         """Add a parameter's part.
 
         Args:
@@ -58,7 +56,7 @@ class Total:
             n_rows: Size of the parameter's first axis.
 
         Returns:
-            The name of the contraction, and its sizes where it has the outer-product form.
+            The contractions.
         """
         if self._defer(factors1, factors2):
             a, b = F.pair(factors1, factors2)
@@ -80,9 +78,9 @@ class Total:
                     few1 = [a.at(self._samples[0])]
                     F.contract(small, few1, few1 if b is a else [b.at(self._samples[1])], self._outputs, lambda *_: how, n_rows)
                 self._note(name, small)
-                return how, shape
+                return [F.Piece(how, shape, 0)]
         self._widen(factors1)
-        done: list[tuple[str, F.Shape | None]] = []
+        done: list[list[F.Piece]] = []
         self._sum(name, lambda into: done.append(F.contract(into, factors1, factors2, self._outputs, choose, n_rows)))
         return done[0]
 

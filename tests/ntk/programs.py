@@ -47,6 +47,25 @@ STEPS = {
     "scale": lambda s, h, i: h * s.v[i],
     "shift": lambda s, h, i: h + s.v[i],
     "scale by one number": lambda s, h, i: h * s.one,
+    "shift, in place": lambda s, h, i: (h * 1).add_(s.v[i]),
+    "shift from": lambda s, h, i: s.v[i] - h,
+    "divide": lambda s, h, i: h / (2 + s.v[i].square()) / s.one.exp(),
+    "divide by a view": lambda s, h, i: torch.tanh(s.W[i][0, :1] / (3 + h)),
+    "two matrices": lambda s, h, i: h @ s.W[i] @ s.W[i].T,
+    "product of matrices": lambda s, h, i: h @ (s.W[i] @ s.W[0]),
+    "matrix of three": lambda s, h, i: torch.einsum("npc,cd,de->npe", h, s.W[i], s.W[0]),
+    "heads": lambda s, h, i: torch.einsum("nphd,hde->nphe", h.unflatten(-1, (2, 2)), s.W[i].view(2, 2, 4)[:, :, i : i + 2]).flatten(2),
+    "chunks": lambda s, h, i: (
+        torch.stack([F.linear(h, w).sum(-1) for w in s.big[:C, :C].chunk(C, i)], -1)
+        if i == 0
+        else sum(h[..., j : j + 1] * w.mT for j, w in enumerate(s.W[i].chunk(C, 1)))
+    ),
+    "listed rows": lambda s, h, i: F.linear(h, s.big[[0, 2, i, 2], :C], s.v[i].flip(0)),
+    "reshaped": lambda s, h, i: F.linear(h, s.wide.view(-1)[i : i + C * C].reshape(C, C).contiguous()),
+    "overwritten copy": lambda s, h, i: F.linear(h, s.W[i].clone().mul_(0.5)),
+    "class token": lambda s, h, i: torch.cat([s.v[i].expand(len(h), 1, -1), h[:, 1:]], 1),
+    "class token, repeated": lambda s, h, i: torch.cat([h[:, :2], s.v[i][None, None].repeat(len(h), 1, 1)], 1),
+    "table by index": lambda s, h, i: h + s.table.weight[[0, 2, i]] + s.big[i, :C],
     "positions": lambda s, h, i: h + s.table.weight,
     "positions by lookup": lambda s, h, i: h + s.table(torch.arange(POSITIONS)),
     "layer norm": lambda s, h, i: s.n[i](h),

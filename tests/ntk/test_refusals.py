@@ -389,13 +389,13 @@ def test_options(option, allowed):
 
 @pytest.mark.parametrize("prove", ["once", "never"])
 def test_strict_with_an_uncovered_parameter(prove):
-    model = Net(lambda s, x: s.a(x) * s.w @ s.u, a=nn.Linear(5, 3), w=P(3), u=P(3, 2))
+    model = Net(lambda s, x: s.a(x) * s.w.sin() @ s.u.exp(), a=nn.Linear(5, 3), w=P(3), u=P(3, 2))
     for _ in range(2):
         with pytest.raises(UnsupportedLayerError) as caught:
             empirical_ntk(model, x(), strict=True, prove=prove)
         assert (
             str(caught.value)
-            == "strict=True, and no rule covers 'w' (mul has no rule), 'u' (matmul has no rule). Leave strict off to compute "
+            == "strict=True, and no rule covers 'w' (sin has no rule), 'u' (exp has no rule). Leave strict off to compute "
             "these parameters by "
             "autograd, or register a rule with mechfeat.ntk.register_rule."
         )

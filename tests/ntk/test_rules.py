@@ -9,6 +9,7 @@ from mechfeat.errors import ProofError
 from mechfeat.ntk import empirical_ntk, register_rule
 from mechfeat.ntk.factors import Dense, Outer
 from mechfeat.ntk.rules import Unfit, Use, rule_for
+from mechfeat.ntk.rules.registry import _RULES
 from tests.ntk.test_exact import OUTPUTS, assert_exact, reduced
 from tests.ntk.zoo import Net, P
 
@@ -28,6 +29,7 @@ def mul(call):
 
 def test_a_new_rule_takes_effect():
     net, x1, x2 = scaled(), torch.randn(6, 5), torch.randn(8, 5)
+    del _RULES[torch.mul]
     before = empirical_ntk(net, x1)
     assert {c.parameter: (c.path, c.detail) for c in before.coverage}["w"] == ("exact", "mul has no rule")
     register_rule(torch.mul)(mul)

@@ -27,7 +27,7 @@ class Net(nn.Module):
 
 
 def P(*shape):
-    return nn.Parameter(torch.randn(*shape) * 0.5)
+    return nn.Parameter(torch.randn(shape) * 0.5)
 
 
 def flat(h):
@@ -172,6 +172,80 @@ def attention():
     )
 
 
+def attention_of_three():
+    net = nn.MultiheadAttention(6, 2, batch_first=True, add_bias_kv=True, add_zero_attn=True)
+    return Net(lambda s, x: s.o(s.a(x, torch.sin(x), torch.cos(x), attn_mask=hidden(x))[0].mean(1)), a=net, o=nn.Linear(6, 2))
+
+
+def hidden(x):
+    return torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+
+
+def attention_of_widths():
+    net = nn.MultiheadAttention(6, 2, kdim=4, vdim=5)
+    for p in net.parameters():
+        nn.init.normal_(p, 0, 0.5)
+
+    def f(s, x):
+        q, k, v = (t.transpose(0, 1) for t in (x, x[..., :4], x[..., :5]))
+        padding = torch.tensor([[False, False, True]]).expand(len(x), -1)
+        return s.o(s.a(q, k, v, key_padding_mask=padding, need_weights=False)[0].mean(0))
+
+    return Net(f, a=net, o=nn.Linear(6, 2))
+
+
+def lens_attention():
+    """Attention as TransformerLens writes it."""
+
+    def f(s, x):
+        x = s.r(x)
+        q, k, v = (torch.einsum("npd,hde->nphe", x, W) + b for W, b in ((s.W_Q, s.b_Q), (s.W_K, s.b_K), (s.W_V, s.b_V)))
+        pattern = torch.einsum("nqhe,nkhe->nhqk", q, torch.tanh(k)).softmax(-1)  # else its bias would do nothing
+        z = torch.einsum("nkhe,nhqk->nqhe", v, pattern)
+        result = torch.einsum("nqhe,hed->nqhd", z, s.W_O).sum(2) + torch.einsum("nqhe,hed->nqd", z, s.W_O) + s.b_O
+        result = result + torch.einsum("nqhe,hed", z, s.W_O).permute(1, 2, 0)
+        return (result + torch.einsum("nhqk,nkhe,hed -> nqd", pattern, v, s.W_O)).mean(1)
+
+    weights = {f"W_{name}": P(2, 6, 3) for name in "QKV"} | {f"b_{name}": P(2, 3) for name in "QKV"}
+    return Net(f, W_O=P(2, 3, 6), b_O=P(6), r=nn.RMSNorm(6), **weights)
+
+
+def hf_conv1d():
+    needs("transformers")
+    from transformers.pytorch_utils import Conv1D
+
+    return Net(lambda s, x: s.o(torch.tanh(s.c(x)).mean(1)), c=Conv1D(4, 5), o=nn.Linear(4, 2))
+
+
+def entry_by_entry():
+    def f(s, x):
+        h = torch.sin(s.b - s.a * x / s.c)
+        h += s.d
+        h.relu_()
+        return torch.sub(torch.add(h, s.e, alpha=0.5), s.h[:, None]).mul(s.g[None]).sum(1)
+
+    return Net(f, a=P(4), b=P(3, 1), c=P(3, 4), d=P(1, 4), e=P(), h=P(3), g=P(1))
+
+
+def overwritten(w):
+    v = w.clone()
+    v[0] = 0
+    return v
+
+
+def norms():
+    net = Net(
+        lambda s, x: s.o(flat(s.r(torch.tanh(s.i(torch.tanh(s.g(x))))))),
+        g=nn.GroupNorm(2, 4),
+        i=nn.InstanceNorm2d(4, affine=True),
+        r=nn.RMSNorm((3, 2)),
+        o=nn.Linear(24, 2),
+    )
+    for p in net.parameters():
+        nn.init.normal_(p)
+    return net
+
+
 def tied():
     return Net(lambda s, t: F.linear(torch.tanh(s.l(s.e(t)).mean(1)), s.e.weight), e=nn.Embedding(7, 4), l=nn.Linear(4, 4))
 
@@ -250,9 +324,9 @@ ZOO = {
         (5,),
         paths=ruled("a.weight", "a.bias"),
     ),
-    "bare parameter": Case(lambda: Net(lambda s, x: torch.tanh(x @ s.w) @ s.u, w=P(5, 4), u=P(4, 2)), (5,), paths=exact("w", "u")),
+    "bare parameter": Case(lambda: Net(lambda s, x: torch.tanh(x @ s.w) @ s.u, w=P(5, 4), u=P(4, 2)), (5,), paths=ruled("w", "u")),
     "straight and transposed": Case(
-        lambda: Net(lambda s, x: torch.tanh(torch.tanh(F.linear(x, s.w)) @ s.w), w=P(5, 5)), (5,), paths=exact("w")
+        lambda: Net(lambda s, x: torch.tanh(torch.tanh(F.linear(x, s.w)) @ s.w), w=P(5, 5)), (5,), paths=ruled("w")
     ),
     "addmm on flattened tokens": Case(lambda: Net(flattened, e=nn.Embedding(7, 4), w=P(4, 3), b=P(3)), (5,), 7, paths=ruled("w", "b")),
     "addmm and linear": Case(
@@ -278,28 +352,148 @@ ZOO = {
         lambda: Net(positions, e=nn.Embedding(7, 4), p=nn.Embedding(5, 4), l=nn.Linear(4, 4), o=nn.Linear(4, 2)),
         (5,),
         7,
-        paths=ruled("e.weight", "l.weight") | exact("p.weight"),
+        paths=ruled("e.weight", "l.weight", "p.weight"),
     ),
     "position parameter": Case(
         lambda: Net(lambda s, x: s.o(torch.tanh(s.l(x + s.p)).mean(1)), p=P(3, 4), l=nn.Linear(4, 4), o=nn.Linear(4, 2)),
         (3, 4),
-        paths=exact("p"),
+        paths=ruled("p"),
     ),
     "output with axes": Case(
         lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), (3, 4), n=4, paths=ruled("0.weight", "2.bias")
     ),
     "output is a view": Case(lambda: Net(lambda s, x: s.a(x).view(len(x), 2, 2)[:, 1:], a=nn.Linear(5, 4)), (5,), paths=ruled("a.weight")),
     "gpt2": Case(
-        gpt2, (4,), 7, n=3, paths=ruled("lm.transformer.wte.weight", "lm.transformer.h.0.attn.c_attn.weight", "lm.transformer.ln_f.weight")
+        gpt2,
+        (4,),
+        7,
+        n=3,
+        paths=ruled(*(f"lm.transformer.{name}" for name in ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias")))
+        | ruled(
+            *(
+                f"lm.transformer.h.0.{layer}.{kind}"
+                for layer in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+                for kind in ("weight", "bias")
+            )
+        ),
     ),
     "lstm": Case(recurrent, (3,), 7, n=4, paths=exact("r.weight_ih_l0", "r.bias_hh_l0") | ruled("e.weight", "o.weight"), vmap=False),
     "encoder": Case(
         encoder,
         (3, 6),
         n=4,
-        paths=exact("t.layers.0.self_attn.in_proj_weight") | ruled("t.layers.0.linear1.weight", "t.layers.0.norm2.bias"),
+        paths=ruled("t.layers.0.self_attn.in_proj_weight", "t.layers.0.linear1.weight", "t.layers.0.norm2.bias"),
     ),
-    "attention": Case(attention, (3, 6), n=4, paths=exact("a.in_proj_weight", "a.out_proj.bias") | ruled("o.weight")),
+    "attention": Case(attention, (3, 6), n=4, paths=ruled("a.in_proj_weight", "a.in_proj_bias", "a.out_proj.bias", "o.weight")),
+    "attention of three inputs": Case(
+        attention_of_three,
+        (3, 6),
+        n=4,
+        paths=ruled("a.in_proj_weight", "a.in_proj_bias", "a.bias_k", "a.bias_v", "a.out_proj.weight"),
+        vmap=False,
+    ),
+    "attention with other widths": Case(
+        attention_of_widths, (3, 6), n=4, paths=ruled("a.q_proj_weight", "a.k_proj_weight", "a.v_proj_weight", "a.in_proj_bias")
+    ),
+    "attention as einsums": Case(
+        lens_attention, (3, 6), n=4, paths=ruled("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "r.weight")
+    ),
+    "a matrix for each head": Case(
+        lambda: Net(
+            lambda s, x: torch.einsum("...hd,hde->...he", torch.tanh(torch.matmul(x[:, None], s.A)).transpose(1, 2), s.B).flatten(2).sum(1),
+            A=P(2, 4, 3),
+            B=P(2, 3, 2),
+        ),
+        (3, 4),
+        paths=ruled("A", "B"),
+    ),
+    "Conv1D of transformers": Case(hf_conv1d, (3, 5), paths=ruled("c.weight", "c.bias", "o.weight")),
+    "slices apart": Case(
+        lambda: Net(lambda s, x: s.o(sum(torch.tanh(F.linear(x, w)) for w in s.w.chunk(3))), w=P(12, 5), o=nn.Linear(4, 2)),
+        (3, 5),
+        n=4,
+        paths=ruled("w"),
+    ),
+    "columns and all": Case(
+        lambda: Net(lambda s, x: torch.tanh(F.linear(x[..., :3], s.w[:, :3]) * F.linear(x, s.w[:, 3:])).sum(1) @ s.w, w=P(4, 8)),
+        (3, 5),
+        n=4,
+        paths=ruled("w"),
+    ),
+    "slices that overlap": Case(
+        lambda: Net(lambda s, x: torch.tanh(F.linear(torch.tanh(F.linear(x, s.w[:4])), s.w[2:, :4])), w=P(6, 5)),
+        (3, 5),
+        n=4,
+        paths=ruled("w"),
+    ),
+    "one slice twice": Case(
+        lambda: Net(lambda s, x: torch.tanh(F.linear(torch.tanh(F.linear(x, s.w[1:5])), s.w[1:5])), w=P(6, 4)),
+        (3, 4),
+        n=5,
+        paths=ruled("w"),
+    ),
+    "a view and the parameter": Case(
+        lambda: Net(lambda s, x: torch.tanh(F.linear(x, s.w) + F.linear(x[..., :2], s.w[:, 1:3]) + x @ s.w.T.T.T), w=P(4, 4)),
+        (3, 4),
+        n=5,
+        paths=ruled("w"),
+    ),
+    "rows listed twice": Case(
+        lambda: Net(lambda s, x: torch.tanh(F.linear(torch.tanh(F.linear(x, s.w[[0, 2, 2, 1]])), s.w.flip(1)[:, :4])), w=P(3, 5)),
+        (3, 5),
+        n=5,
+        paths=ruled("w"),
+    ),
+    "table tied through a transpose": Case(
+        lambda: Net(lambda s, t: torch.tanh(s.l(s.e(t)).mean(1)) @ s.e.weight.T, e=nn.Embedding(7, 4), l=nn.Linear(4, 4)),
+        (4,),
+        7,
+        paths=ruled("e.weight", "l.weight"),
+    ),
+    "table read by index": Case(
+        lambda: Net(lambda s, t: s.o(torch.tanh(s.w[t] * s.b[t][..., None]).mean(1)), w=P(7, 4), b=P(7), o=nn.Linear(4, 2)),
+        (4,),
+        7,
+        paths=ruled("w", "b"),
+    ),
+    "class token": Case(
+        lambda: Net(
+            lambda s, x: s.o(
+                torch.tanh(torch.cat([s.c.expand(len(x), -1, -1), s.r.repeat(len(x), 1, 1), x], 1) + s.p[:, :5] @ s.w).mean(1)
+            ),
+            c=P(1, 1, 4),
+            r=P(1, 1, 4),
+            p=P(1, 7, 4),
+            w=torch.eye(4),
+            o=nn.Linear(4, 2),
+        ),
+        (3, 4),
+        paths=ruled("c", "r") | exact("p"),
+    ),
+    "positions cut from a table": Case(
+        lambda: Net(lambda s, x: s.o(torch.tanh(s.l(x + s.p[: x.shape[1]])).mean(1)), p=P(8, 4), l=nn.Linear(4, 4), o=nn.Linear(4, 2)),
+        (3, 4),
+        paths=ruled("p"),
+    ),
+    "entry by entry": Case(entry_by_entry, (3, 4), paths=ruled("a", "b", "c", "d", "e", "h", "g"), vmap=False),
+    "positions first": Case(
+        lambda: Net(lambda s, x: s.o(torch.tanh(s.l(x.transpose(0, 1)) * s.g)).mean(0), l=nn.Linear(4, 5), g=P(5), o=nn.Linear(5, 2)),
+        (3, 4),
+        paths=ruled("l.weight", "l.bias", "g", "o.weight", "o.bias"),
+    ),
+    "a matrix from the left": Case(
+        lambda: Net(lambda s, x: torch.tanh(s.A @ x + (s.B @ x.transpose(1, 2)).sum((1, 2))[:, None, None]).sum(2), A=P(2, 3), B=P(4, 4)),
+        (3, 4),
+        n=1,
+        paths=ruled("A", "B"),
+    ),
+    "norms with scales": Case(norms, (4, 3, 2), n=3, paths=ruled("g.weight", "g.bias", "i.weight", "i.bias", "r.weight")),
+    "overwritten copy": Case(
+        lambda: Net(lambda s, x: torch.tanh(F.linear(x, overwritten(s.w)) + s.b), w=P(4, 5), b=P(4)),
+        (5,),
+        paths=exact("w") | ruled("b"),
+        vmap=False,
+    ),
     "weight norm": Case(weight_norm, (5,), paths=exact("0.parametrizations.weight.original0") | ruled("0.bias", "2.weight")),
     "checkpoint": Case(
         lambda: Net(lambda s, x: s.o(checkpoint(s.a, x, use_reentrant=False)), a=mlp([5, 6, 4], nn.Tanh), o=nn.Linear(4, 2)),
@@ -307,9 +501,7 @@ ZOO = {
         paths=ruled("a.0.weight", "o.bias"),
         vmap=False,
     ),
-    "rms norm": Case(
-        lambda: nn.Sequential(nn.Linear(5, 4), nn.RMSNorm(4), nn.Linear(4, 2)), (5,), paths=exact("1.weight") | ruled("0.weight")
-    ),
+    "rms norm": Case(lambda: nn.Sequential(nn.Linear(5, 4), nn.RMSNorm(4), nn.Linear(4, 2)), (5,), paths=ruled("1.weight", "0.weight")),
     "conv1d": Case(
         lambda: Net(lambda s, x: s.o(flat(torch.tanh(s.c(x)))), c=nn.Conv1d(2, 3, 2), o=nn.Linear(9, 2)),
         (2, 4),

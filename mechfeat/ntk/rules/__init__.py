@@ -6,10 +6,11 @@ bare parameter are one case. A rule may be wrong: the completeness proof decides
 
 from mechfeat.ntk.rules import (
     conv,
+    elementwise,
     embedding,
     linear,
     norm,
 )
 from mechfeat.ntk.rules.registry import Call, Unfit, Use, register_rule, registrations, rule_for
 
-__all__ = ["Call", "Unfit", "Use", "conv", "embedding", "linear", "norm", "register_rule", "registrations", "rule_for"]
+__all__ = ["Call", "Unfit", "Use", "conv", "elementwise", "embedding", "linear", "norm", "register_rule", "registrations", "rule_for"]

@@ -1,6 +1,6 @@
 """The registry of rules and what a rule is told about a call."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechfeat.ntk.factors import Factor
+from mechfeat.ntk.views import Place
 
 
 class Unfit(Exception):
@@ -23,14 +24,16 @@ class Call:
         kwargs: Keyword arguments.
         out: What it returned.
         n: Number of samples in the batch.
-        owned: Identities of the trainable parameters.
+        owned: Identities of the trainable parameters and of views of them.
+        name: Name of the function.
     """
 
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     out: Tensor
     n: int
-    owned: frozenset[int]
+    owned: Container[int]
+    name: str = ""
 
     def argument(self, i: int, name: str, default: Any = None) -> Any:
         """An argument given by position or keyword.
@@ -46,13 +49,13 @@ class Call:
         return self.args[i] if len(self.args) > i else self.kwargs.get(name, default)
 
     def owns(self, value: Any) -> bool:
-        """Whether a value is a trainable parameter.
+        """Whether a value is a trainable parameter, or a view of one.
 
         Args:
             value: An argument.
 
         Returns:
-            True for the very parameter, not for a copy or view.
+            True for the very parameter and for what shows some of its entries, not for what is computed from it.
         """
         return isinstance(value, Tensor) and id(value) in self.owned
 
@@ -95,17 +98,21 @@ class Use:
     """One parameter in one call.
 
     Attributes:
-        parameter: The parameter.
+        parameter: The parameter, or the view of it that the call received.
         factor: From the gradients at the call's output, ``[o *out]``, to the parameter's gradient factor.
         bias_of: The weight of the same call, if this parameter is added to its every output position: one contraction then does both.
         small: The factor is a :class:`~mechfeat.ntk.factors.Dense` far smaller than the gradients it is made of, which then need not be
             kept until those of all outputs have arrived.
+        order: The factor is that of the parameter with its axes in this order, and those of rows and columns each as one.
+        place: Set by the capture: which entries of the parameter the factor is of; None where it is of all in their order.
     """
 
     parameter: Tensor
     factor: Callable[[Tensor], Factor]
     bias_of: Tensor | None = None
     small: bool = False
+    order: tuple[int, ...] | None = None
+    place: Place | None = None
 
 
 Rule = Callable[[Call], list[Use]]
@@ -164,22 +171,3 @@ def rule_for(function: Any) -> Rule | None:
         return _RULES.get(function)
     except TypeError:  # not hashable, hence not registered
         return None
-
-
-def bias_use(call: Call, bias: Any, weight: Tensor) -> list[Use]:
-    """The use of a bias that is added to every position, channels last.
-
-    Args:
-        call: The call.
-        bias: The bias argument, possibly None or frozen.
-        weight: The weight of the call.
-
-    Returns:
-        One use, or none.
-    """
-    from mechfeat.ntk.factors import Dense
-
-    if not call.owns(bias):
-        return []
-    whole = bias.shape == call.out.shape[-1:]  # one that is broadcast over channels is no column of the weight
-    return [Use(bias, lambda g: Dense(call.gradient_rows(g).sum(2)), weight if whole else None, small=True)]
