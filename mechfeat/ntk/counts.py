@@ -109,6 +109,7 @@ def workspace_bytes(s: Shape, outputs: Outputs, method: str, itemsize: int) -> i
         return step * s.t * (2 * s.o * s.c + 2 * s.s) * itemsize
     if method == "output":
         return s.n1 * s.n2 * itemsize
-    pair = s.t * s.s * itemsize * (1 + (s.o**2 if outputs == "full" else 1))
+    copies = 1 if s.t == s.s == 1 else 3  # weighting several positions lays the entries out anew
+    pair = s.t * s.s * itemsize * (1 + copies * (s.o**2 if outputs == "full" else 1))
     tiles = gram_tiles(s.n1, s.n2, s.o, s.t, s.s, outputs, itemsize, s.same)
     return max(((a.stop - a.start) * (b.stop - b.start) for a, b in tiles), default=0) * pair

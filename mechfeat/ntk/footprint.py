@@ -17,7 +17,7 @@ from mechfeat.ntk.tile import Foreseen
 from mechfeat.ntk.total import LARGE, widened
 
 SAFETY = 1.2  # a cap is obeyed even where the prediction is too small by so much
-MARGIN = 2 << 20  # bytes that torch takes for itself: workspaces of products, pages not given back
+MARGIN = 1 << 20  # bytes that torch takes for itself: workspaces of products, pages not given back
 
 
 @dataclass
@@ -68,6 +68,7 @@ class Footprint:
         outlines: Outlines of the gradients of all parameters, as of one sample and output.
         exact: Entries of the parameters that the exact path computes.
         weights: Bytes of all trainable parameters, which the proof's gradient takes again.
+        largest: Bytes of the largest parameter, which libraries lay out anew for themselves.
         forward: Seconds of the forward pass of the block it was measured on.
     """
 
@@ -76,6 +77,7 @@ class Footprint:
     outlines: Mapping[str, list[Outline | Formed]]
     exact: int
     weights: int
+    largest: int
     forward: float
 
     @classmethod
@@ -98,6 +100,7 @@ class Footprint:
             seen.outlines,
             sum(sizes[name] for name in seen.capture.unfit),
             sum(sizes.values()) * itemsize,
+            max(sizes.values()) * itemsize,
             forward,
         )
 
@@ -190,14 +193,17 @@ def peak(
             held += b1 * (rows * shape.c + shape.k) * shape.itemsize if deferred else 0
             room = max(room, 0 if deferred else workspace_bytes(shape, outputs, how, shape.itemsize))
             formed = not shape.one_hot and (shape.taps == 1 or (how != "block" and not shape.pixel_macs))
-            lent = max(lent, b1 * shape.t * shape.k * shape.itemsize if formed else 0)  # of patches block forms a few channels at a time
+            own = b1 * shape.t * shape.k if formed else 0  # of patches the block order forms a few channels at a time
+            turned = b1 * rows * shape.t * shape.c if how == "mixed" or (how == "gram" and shape.taps > 1) else 0  # laid out anew
+            lent = max(lent, (own + turned) * shape.itemsize)
+    mirrored = 3 * min(b1 * (o if outputs == "full" else 1), 512) ** 2 * (8 if wide else itemsize) if same else 0
     J = (b1 + (0 if same and not tiled else b2)) * o * left.exact * itemsize
     other = right.kept(b2, rows) if tiled or not same else 0.0
-    run = max(left.graph * b1 + left.passes(b1, rows) + room + lent, J) + other + held
+    run = max(left.graph * b1 + left.passes(b1, rows) + room + lent, J) + other + held + 2 * left.largest
     if not same:
         run = max(run, right.graph * b2 + right.passes(b2, rows) + right.kept(b2, rows))
     proof = left.graph * max(b1, min(4, sides[0])) + left.weights * (2 + (not same))
-    return int(kernel + extra + max(run, proof)) + MARGIN
+    return int(kernel + extra + mirrored + max(run, proof)) + MARGIN
 
 
 def _sized(found: list[Outline | Formed], n: int, o: int) -> list[Outline | Formed]:
