@@ -17,26 +17,34 @@ def job(net, xs, outputs, block, layerwise=False, method="auto"):
     return Job(net, check_model(net), xs, outputs, method, layerwise, 0, block=block)
 
 
+SOME = {
+    "mlp", "convolution", "resnet", "transformer", "tied embedding", "module called twice", "embedding twice", "unused", "frozen", "lstm",
+    "attention", "position parameter", "straight and transposed", "checkpoint", "output with axes", "one sample", "groups",
+}  # fmt: skip
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", [name if name in SOME else pytest.param(name, marks=pytest.mark.full) for name in ZOO])
 def test_blocks_give_the_whole(name):
     net, x1, x2 = ZOO[name].build()
-    for xs in ((x1,), (x1, x2)):
-        for outputs in OUTPUTS:
-            want, _, _ = proved(whole := job(net, xs, outputs, None), whole.run({}), False)
-            for block in (1, 3) if name in ("resnet", "embedding twice", "unused") else (2,):
-                small = job(net, xs, outputs, block)
-                have, _, failed = proved(small, small.run({}), False)
-                scale = want.kernel.abs().max()
-                assert (have.kernel - want.kernel).abs().max() <= 1e-12 * scale
-                assert set(failed) <= set(want.unfit)
-                for part, other in zip(have.ys, want.ys):
-                    torch.testing.assert_close(part, other)
-                for parameter, part in want.parts.items():
-                    assert (have.parts[parameter] - part).abs().max() <= 1e-12 * scale
-                if len(xs) == 1:
-                    mirrored = have.kernel.permute(2, 3, 0, 1) if outputs == "full" else have.kernel.transpose(0, 1)
-                    assert torch.equal(have.kernel, mirrored)
+    for xs, outputs in (((x1,), "full"), ((x1,), "trace"), ((x1, x2), "full"), ((x1, x2), "diagonal")):
+        whole = job(net, xs, outputs, None)
+        want, _, _ = proved(whole, whole.run({}), False)
+        for block in (1, 3) if name in ("resnet", "embedding twice", "unused") else (2,):
+            small = job(net, xs, outputs, block)
+            have, failed = small.run(dict(want.unfit)), {}
+            if outputs != "trace":
+                have, _, failed = proved(small, have, False)
+            scale = want.kernel.abs().max()
+            assert (have.kernel - want.kernel).abs().max() <= 1e-12 * scale
+            assert not failed
+            for part, other in zip(have.ys, want.ys):
+                torch.testing.assert_close(part, other)
+            for parameter, part in want.parts.items():
+                assert (have.parts[parameter] - part).abs().max() <= 1e-12 * scale
+            if len(xs) == 1:
+                mirrored = have.kernel.permute(2, 3, 0, 1) if outputs == "full" else have.kernel.transpose(0, 1)
+                assert torch.equal(have.kernel, mirrored)
                 assert small.plan(dict(have.unfit)).rows == have.plan.rows
 
 
@@ -65,3 +73,7 @@ def test_wide_heads(make):
             torch.testing.assert_close(have.kernel, want.kernel, rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(have.forms, want.forms, rtol=1e-9, atol=1e-9)
             assert small.plan({}).rows == have.plan.rows
+
+
+def test_the_names_are_those_of_models():
+    assert set(ZOO) > SOME
