@@ -35,10 +35,11 @@ def table(rows: dict[str, dict[str, dict]]) -> str:
                 f"{r['dtype']}, {r['device']}, {r['threads']} thread{'s' if r['threads'] > 1 else ''}, torch {r['torch']}, {r['date'][:10]}"
             )
     note = (
-        "Kernel of a batch with itself, full where no reduction is named; medians of interleaved runs. Each method is first compared with a"
-        " float64 oracle: on the whole batch, or on its first and last four samples where the model has over 200,000 parameters or the"
-        " batch over 64 samples. “First call” includes the proof, which later calls on the same kind of model and input need not repeat."
-        " Rows are the newest of each problem and were not all measured at one commit; `benchmarks/results/ntk.jsonl` names it. "
+        "Kernel of a batch with itself, full where no reduction is named; medians of interleaved runs, in process seconds where one thread"
+        " runs. Each method is first compared with a float64 oracle: on the whole batch, or on its first and last four samples where the"
+        " model has over 200,000 parameters or the batch over 64 samples. “First call” includes the proof, which later calls on the same"
+        " kind of model and input need not repeat. Rows are the newest of each problem and were not all measured at one commit;"
+        " `benchmarks/results/ntk.jsonl` names it. "
     )
     return "\n".join([*lines, "", note + "; ".join(sorted(facts)) + "."])
 

@@ -98,11 +98,13 @@ def compare(problem: Problem, methods: Sequence[Method], *, repeats: int = 7, me
         if not errors[m.name] <= TOLERANCE[dtype]:
             raise ProofError([m.name], [errors[m.name]], f"It is not timed on {problem.name!r}: a wrong answer has no speed.")
     seconds: dict[str, list[float]] = {m.name: [] for m in methods}
+    # Of one thread the process's own seconds, which other work on the machine does not lengthen.
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for _ in tqdm(range(repeats), desc=problem.name, unit="round", disable=not progress):
         for m in methods:
-            start = time.perf_counter()
+            start = clock()
             m.run(module, x)
-            seconds[m.name].append(time.perf_counter() - start)
+            seconds[m.name].append(clock() - start)
     rows = []
     for m in methods:
         quartiles = statistics.quantiles(seconds[m.name], n=4) if repeats > 1 else [0.0, 0.0, 0.0]
