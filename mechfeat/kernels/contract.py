@@ -201,6 +201,9 @@ def gram(
                 part = einsum(G, A, "n o t m p s, n t m s -> n o m p")
             kernel[rows, :, columns] += part
         elif outputs == "trace":
+            if t == s == 1:  # one sum over outputs and channels
+                kernel[rows, columns] += product(L1.flatten(1), L2.flatten(1)).mul_(A[:, 0, :, 0])
+                continue
             G = einsum(L1, L2, "n o t c, m o s c -> n t m s")
             kernel[rows, columns] += G.mul_(A).sum((1, 3))
         else:
