@@ -33,6 +33,12 @@ def linear(x: Float[Tensor, "*row k"], W: Float[Tensor, "c k"], b: Float[Tensor,
     return y
 
 
+def _shaped(y: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A product in another shape that does not count as a view."""
+    out: Tensor = torch.ops.aten._unsafe_view(y, shape)
+    return out
+
+
 class _Weight:
     """A weight, and its transpose once a gradient needs it laid out row by row."""
 
@@ -47,7 +53,8 @@ class _Linear(torch.autograd.Function):
         y = product(x.reshape(-1, x.shape[-1]), W)
         if b is not None:
             y += b
-        return y.view(*x.shape[:-1], len(W))
+        # Not a view: what is computed here may be overwritten in place.
+        return y if x.ndim == 2 else _shaped(y, (*x.shape[:-1], len(W)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -70,7 +77,7 @@ class _Back(torch.autograd.Function):
             weight.turned = weight.W.T.contiguous()
         if weight.turned is None:
             return g @ weight.W
-        return product(rows, weight.turned).view(*g.shape[:-1], -1)
+        return _shaped(product(rows, weight.turned), (*g.shape[:-1], weight.W.shape[1]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:

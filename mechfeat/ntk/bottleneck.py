@@ -46,7 +46,7 @@ class Head:
     basis: Float[Tensor, "o l"]
     inputs: tuple[Tensor, ...]  # [n k]
     tied: bool = False
-    met: list[Tensor] = field(default_factory=list)
+    met: list[Tensor] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.met.extend(torch.zeros_like(h, dtype=torch.float64) for h in self.inputs)

@@ -8,6 +8,7 @@ factors are handed on when its last use has been reached, and dropped. No weight
 
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +30,11 @@ from mechfeat.ntk.views import Views
 
 Sink = Callable[[str, list[Factor]], None]
 
+# What may take a parameter alone and return it with an axis of samples.
+ALONE = {
+    torch.nn.functional.embedding, torch.broadcast_to, torch.Tensor.__getitem__, torch.Tensor.broadcast_to, torch.Tensor.expand,
+    torch.Tensor.expand_as, torch.Tensor.repeat,
+}  # fmt: skip
 IN_CACHE = 2 << 20  # bytes of one layer's gradients, all outputs of a pass together, up to which vmapped passes are faster
 
 
@@ -59,6 +65,7 @@ class Capture:
         unused: Parameters that no call received.
         log: What was met, call by call: a fingerprint of the pass.
         kept: Address and bytes of the storages that rules read when the gradient arrives.
+        turned: Identity and bytes of weights that may be laid out anew for the backward pass.
         building: Seconds spent on making factors of gradients.
         folded: Bias → weight, where one contraction does both.
     """
@@ -68,12 +75,13 @@ class Capture:
         self.folded: dict[str, str] = {}
         self.building = 0.0
         self.kept: dict[int, int] = {}
+        self.turned: dict[int, int] = {}
         parameters = trainable(module)
         self.name_of = {id(p): name for name, p in parameters.items() if p.numel()}  # one without entries has no part
         self.unfit = dict(banned)
         self.used: dict[str, list[str]] = {}
         self.log: list[tuple[object, ...]] = []
-        self._views = Views(parameters.values())
+        self._views = Views(p for p in parameters.values() if p.numel())
         one = next(iter(parameters.values()))
         self._anchor = torch.zeros((), requires_grad=True, device=one.device)
         self._dtype = one.dtype
@@ -93,6 +101,8 @@ class Capture:
         self._factors: dict[str, list[Factor]] = {}
         self._outputs = 0
         self._done: set[str] = set()
+        self._failure: Exception | None = None
+        self._samples = _Descent()
 
     @property
     def unused(self) -> list[str]:
@@ -110,13 +120,16 @@ class Capture:
         Returns:
             Its output, with graph.
         """
+        x = x.clone()  # a model may overwrite its input
+        self._samples.mark(x)
         with torch.enable_grad(), _Watch(self):
-            y = self.module(x.clone())  # a model may overwrite its input
+            y = self.module(x)
+        self._samples = _Descent()
         for uses, t, version in self._stored:
             if t._version != version:
                 self._give_up([u.parameter for u in uses], None, "an argument of its call is overwritten in place later")
         self._stored.clear()
-        self._views = Views(trainable(self.module).values())  # views are not needed any more
+        self._views = Views(p for p in trainable(self.module).values() if p.numel())  # views are not needed any more
         self._head = getattr(y.grad_fn, "tap", None) if isinstance(y, Tensor) and y.ndim == 2 else None
         return y
 
@@ -151,8 +164,14 @@ class Capture:
         _check_dropout(function, args, kwargs)
         _check_statistics(function, args, kwargs)
         run = faster(function, args, kwargs)
+        if function is torch.nn.functional.linear and len(args) > 1 and isinstance(args[1], nn.Parameter):
+            self.turned[id(args[1])] = args[1].numel() * args[1].element_size()
+        per_sample = self._samples.among((args, kwargs))
         if not owned:
-            return run(*args, **kwargs)
+            out = run(*args, **kwargs)
+            if per_sample:
+                self._samples.follow(function, args, kwargs, out)
+            return out
         rule = rule_for(function)
         if rule is None and function is torch.nn.functional.multi_head_attention_forward:
             with _Watch(self):
@@ -164,9 +183,13 @@ class Capture:
         name = getattr(function, "__name__", str(function))
         if name == "__get__":
             name = "an attribute such as .T"
+        if per_sample:
+            self._samples.follow(function, args, kwargs, out)
         try:
             if rule is None or not isinstance(out, Tensor):
                 raise Unfit("no rule")
+            if not per_sample and function not in ALONE:
+                raise Unfit("nothing that it receives comes from the input")  # an axis as long as the batch would be no sample axis
             uses = [u for u in rule(Call(args, kwargs, out, self.n, self._views, name)) if id(u.parameter) in self._views]
         except Unfit as reason:
             if self._views.take(function, args, kwargs, out):
@@ -186,6 +209,8 @@ class Capture:
         tapped = self._tap(out, uses)
         self._stored += [(uses, t, t._version) for t in _tensors((args, kwargs)) if not t.is_inference() and t is not out]
         self.kept |= {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors((args, kwargs))}
+        if per_sample or function in ALONE:
+            self._samples.mark(tapped)
         return tapped
 
     def _of_parameter(self, use: Use) -> Use:
@@ -260,6 +285,8 @@ class Capture:
         W = uses[0].parameter
         if W.ndim != 2 or any(u.bias_of is not W for u in uses[1:]) or uses[0].bias_of is not None:
             return None
+        if any(u.parameter is W and u.place is not None for i, others in enumerate(self._taps) if i != self._head for u in others):
+            return None  # a part of the weight, or its entries in other places, would meet the wrong rows of the head
         shape = self._shapes[self._head or 0]
         with torch.no_grad():
             factor = placed(uses[0].factor(W.new_zeros(()).expand(1, *shape)), uses[0].place)
@@ -362,6 +389,10 @@ class Capture:
                 try:
                     torch.func.vmap(one)(seeds[self._at : self._at + step])
                 except RuntimeError as error:
+                    if self._failure is not None:  # a contraction failed, and what it began cannot be begun again
+                        raise self._failure from None
+                    if isinstance(error, torch.OutOfMemoryError):
+                        raise
                     raise _Deaf from error
 
     def arrived(self, tap: int, g: Float[Tensor, "o ..."]) -> None:
@@ -426,8 +457,12 @@ class Capture:
         assert self._sink is not None
         self._done.add(name)
         self._open[name] = 0
-        with torch.no_grad():
-            self._sink(name, self._factors.pop(name))
+        try:
+            with torch.no_grad():
+                self._sink(name, self._factors.pop(name))
+        except Exception as error:
+            self._failure = error
+            raise
 
 
 def faster(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -444,11 +479,43 @@ def faster(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if function is not torch.nn.functional.linear or kwargs or not all(isinstance(a, Tensor) for a in args[:2]):
         return function
     x, W, b = (*args, None)[:3]
+    if torch.is_autocast_enabled(x.device.type) or any(torch._C._functorch.is_batchedtensor(t) for t in (x, W)) or _watched():
+        return function
     plain = all(t is None or t.is_leaf or not t.requires_grad for t in (W, b))  # one that is computed wants its gradient
     fits = plain and x.ndim > 1 and x.numel() and W.ndim == 2 and x.shape[-1] == W.shape[1] and x.is_contiguous()
     if not fits or not quick(x.detach().view(-1, x.shape[-1]), W):
         return function
     return lambda *_: linear(x, W, b)
+
+
+def _watched() -> bool:
+    """Whether someone counts the tensors that a call keeps, as a checkpoint does; the plan's own count does not mind."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and not getattr(hooks[0], "counts", False)
+
+
+class _Descent:
+    """The tensors that are computed from the input, and so may have an axis of samples."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, weakref.ref[Tensor]] = {}
+
+    def mark(self, t: Tensor) -> None:
+        """Add a tensor."""
+        self._known[id(t)] = weakref.ref(t)
+
+    def among(self, values: Any) -> bool:
+        """Whether some of them are known."""
+        return any((ref := self._known.get(id(t))) is not None and ref() is t for t in _tensors(values))
+
+    def follow(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Add what a call computed from known tensors, and what it wrote them into."""
+        for t in _tensors((out, kwargs.get("out"))):
+            self.mark(t)
+        name = getattr(function, "__name__", "")
+        if name.endswith("_") or name.startswith("__i"):
+            for t in _tensors(args[:1]):
+                self.mark(t)
 
 
 class _Room:

@@ -215,7 +215,7 @@ def test_a_wrong_basis_is_caught(net, spoil, monkeypatch):
     net = net()
     x = torch.randint(0, 31, (6, 5)) if "e.weight" in dict(net.named_parameters()) else torch.randn(6, 5)
     right = bottleneck.find
-    monkeypatch.setattr("mechfeat.ntk.tile.find", lambda captures, _: (h := right(captures)) and replace(h, basis=spoil(h.basis), met=[]))
+    monkeypatch.setattr("mechfeat.ntk.tile.find", lambda captures, _: (h := right(captures)) and replace(h, basis=spoil(h.basis)))
     with pytest.raises(ProofError):
         empirical_ntk(net, x, outputs="trace", strict=True)
 
@@ -274,3 +274,19 @@ def test_a_model_that_fixes_its_batch_size():
 
 def mlp_of(net):
     return nn.Sequential(net.a, nn.Tanh(), net.o)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda s, t: s.e.weight.flip(0)[t].mean(1),
+        lambda s, t: F.embedding(t.clamp(max=20), s.e.weight[1:]).mean(1),
+        lambda s, t: F.linear(F.linear(s.e(t).mean(1), s.e.weight[:4]).tanh(), s.w),
+    ],
+)
+def test_a_tied_table_that_is_also_used_through_a_view(f):
+    net = Net(lambda s, t: F.linear(torch.tanh(f(s, t)), s.e.weight), e=nn.Embedding(31, 6), w=nn.Parameter(torch.randn(6, 4)))
+    x = torch.randint(0, 31, (6, 5))
+    want = sum(oracle.empirical_ntk(net, x, None, outputs="trace").values())
+    for prove in ("never", "always"):
+        assert_exact(empirical_ntk(net, x, outputs="trace", prove=prove).kernel, want)

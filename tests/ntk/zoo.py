@@ -464,7 +464,7 @@ ZOO = {
             c=P(1, 1, 4),
             r=P(1, 1, 4),
             p=P(1, 7, 4),
-            w=torch.eye(4),
+            w=nn.Parameter(torch.eye(4), requires_grad=False),
             o=nn.Linear(4, 2),
         ),
         (3, 4),

@@ -28,9 +28,10 @@ def conv(call: Call) -> list[Use]:
             return Dense(_by_group(left, seen, groups).reshape(left.shape[0], left.shape[1], *W.shape))
         return Outer(left, seen if left.shape[2] > 1 else seen.rows())
 
-    uses = [Use(W, kernel, small=groups > 1)] if call.owns(W) else []
+    small = groups > 1 and W.numel() * call.n <= call.out.numel()
+    uses = [Use(W, kernel, small=small)] if call.owns(W) else []
     if call.owns(b):
-        uses.append(Use(b, _over_space, W, small=True))
+        uses.append(Use(b, _over_space, W if groups == 1 else None, small=True))
     return uses
 
 
