@@ -102,7 +102,7 @@ class Capture:
         self._outputs = 0
         self._done: set[str] = set()
         self._failure: Exception | None = None
-        self._samples = _Descent()
+        self._computed = _Computed()
 
     @property
     def unused(self) -> list[str]:
@@ -120,11 +120,9 @@ class Capture:
         Returns:
             Its output, with graph.
         """
-        x = x.clone()  # a model may overwrite its input
-        self._samples.mark(x)
         with torch.enable_grad(), _Watch(self):
-            y = self.module(x)
-        self._samples = _Descent()
+            y = self.module(x.clone())  # a model may overwrite its input
+        self._computed = _Computed()
         for uses, t, version in self._stored:
             if t._version != version:
                 self._give_up([u.parameter for u in uses], None, "an argument of its call is overwritten in place later")
@@ -166,11 +164,12 @@ class Capture:
         run = faster(function, args, kwargs)
         if function is torch.nn.functional.linear and len(args) > 1 and isinstance(args[1], nn.Parameter):
             self.turned[id(args[1])] = args[1].numel() * args[1].element_size()
-        per_sample = self._samples.among((args, kwargs))
+        tensors = list(_tensors((args, kwargs)))
+        bare = bool(tensors) and all(id(t) in self._views or t in self._computed for t in tensors)
         if not owned:
             out = run(*args, **kwargs)
-            if per_sample:
-                self._samples.follow(function, args, kwargs, out)
+            if bare:
+                self._computed.add(out)
             return out
         rule = rule_for(function)
         if rule is None and function is torch.nn.functional.multi_head_attention_forward:
@@ -183,13 +182,14 @@ class Capture:
         name = getattr(function, "__name__", str(function))
         if name == "__get__":
             name = "an attribute such as .T"
-        if per_sample:
-            self._samples.follow(function, args, kwargs, out)
+        bare = bare and function not in ALONE
+        if bare:
+            self._computed.add(out)
         try:
             if rule is None or not isinstance(out, Tensor):
                 raise Unfit("no rule")
-            if not per_sample and function not in ALONE:
-                raise Unfit("nothing that it receives comes from the input")  # an axis as long as the batch would be no sample axis
+            if bare:
+                raise Unfit("it receives parameters alone")  # an axis as long as the batch would be no sample axis
             uses = [u for u in rule(Call(args, kwargs, out, self.n, self._views, name)) if id(u.parameter) in self._views]
         except Unfit as reason:
             if self._views.take(function, args, kwargs, out):
@@ -209,8 +209,6 @@ class Capture:
         tapped = self._tap(out, uses)
         self._stored += [(uses, t, t._version) for t in _tensors((args, kwargs)) if not t.is_inference() and t is not out]
         self.kept |= {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors((args, kwargs))}
-        if per_sample or function in ALONE:
-            self._samples.mark(tapped)
         return tapped
 
     def _of_parameter(self, use: Use) -> Use:
@@ -494,28 +492,20 @@ def _watched() -> bool:
     return hooks is not None and not getattr(hooks[0], "counts", False)
 
 
-class _Descent:
-    """The tensors that are computed from the input, and so may have an axis of samples."""
+class _Computed:
+    """The tensors that are computed from parameters alone, and so have no axis of samples."""
 
     def __init__(self) -> None:
         self._known: dict[int, weakref.ref[Tensor]] = {}
 
-    def mark(self, t: Tensor) -> None:
-        """Add a tensor."""
-        self._known[id(t)] = weakref.ref(t)
+    def add(self, out: Any) -> None:
+        """Add what a call returned."""
+        for t in _tensors(out):
+            self._known[id(t)] = weakref.ref(t)
 
-    def among(self, values: Any) -> bool:
-        """Whether some of them are known."""
-        return any((ref := self._known.get(id(t))) is not None and ref() is t for t in _tensors(values))
-
-    def follow(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """Add what a call computed from known tensors, and what it wrote them into."""
-        for t in _tensors((out, kwargs.get("out"))):
-            self.mark(t)
-        name = getattr(function, "__name__", "")
-        if name.endswith("_") or name.startswith("__i"):
-            for t in _tensors(args[:1]):
-                self.mark(t)
+    def __contains__(self, t: Tensor) -> bool:
+        known = self._known.get(id(t))
+        return known is not None and known() is t
 
 
 class _Room:

@@ -59,8 +59,17 @@ def _check_parts(job: Job, state: State) -> tuple[dict[str, float], list[str]]:
     if job.outputs == "full":
         return proof.gaps(_forms(state, sides), want, state.ys[0].dtype, state.folded)
     # A reduced kernel has no quadratic form, so a small full one is proved with the contractions that were used, and reduced.
-    few = tuple(x[s] for x, s in zip(job.xs, job.samples))
+    found, failed = _check_reduced(job, state, sides, want, 0)
+    if failed and any(len(x) > len(s) for x, s in zip(job.xs, job.samples)):
+        found, failed = _check_reduced(job, state, sides, want, 1)  # an axis of the model may be as long as there are proof samples
+    return found, failed
+
+
+def _check_reduced(job: Job, state: State, sides: list[proof.Side], want: proof.Wanted, more: int) -> tuple[dict[str, float], list[str]]:
+    chosen = [sorted({*s, *_others(len(x), s)[:more]}) for x, s in zip(job.xs, job.samples)]
+    few = tuple(x[s] for x, s in zip(job.xs, chosen))
     small = Job(job.module, job.parameters, few, "full", "auto", job.layerwise, job.seed, dict(state.methods), block=job.block)
+    small.samples = [[c.index(i) for i in s] for c, s in zip(chosen, job.samples)] * (1 if len(chosen) == 2 else 2)
     try:
         full = small.run(dict(state.unfit))
     except MechfeatError:
@@ -79,6 +88,10 @@ def _check_parts(job: Job, state: State) -> tuple[dict[str, float], list[str]]:
                 found[n] = gap / scale if scale else float("inf")
                 failed.append(n)
     return found, failed
+
+
+def _others(n: int, samples: list[int]) -> list[int]:
+    return [i for i in range(n) if i not in samples]
 
 
 def _forms(state: State, sides: list[proof.Side]) -> dict[str, float]:

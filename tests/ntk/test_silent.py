@@ -149,7 +149,7 @@ def test_parameter_as_input_and_as_weight():
 def test_parameter_as_input_of_a_layer():
     # as many rows in the table as samples in the batch: row i belongs to sample i, and the batch size is fixed
     net = Net(lambda s, x: x * s.a(s.w), w=P(6, 5), a=nn.Linear(5, 5))
-    assert_all_exact(net, torch.randn(6, 5), w="exact", a_weight="rule")
+    assert_all_exact(net, torch.randn(6, 5), w="exact", a_weight="exact")
 
 
 def test_backward_without_batching_rule():
