@@ -50,7 +50,7 @@ def quick(A: Tensor, B: Tensor) -> bool:
         and A.device.type == "cpu"
         and len(A) * len(B) * A.shape[1] >= SMALLEST
         and A.shape[1] <= LONGEST
-        and A.is_contiguous()  # of strided factors oneDNN takes its reference path, a thousand times slower
+        and A.is_contiguous()  # of strided factors oneDNN takes its slow reference path
         and B.is_contiguous()
         and bool(torch.backends.mkldnn.enabled)
         and onednn_is_faster(torch.get_num_threads())

@@ -87,7 +87,7 @@ def machine(device: str, dtype: torch.dtype, threads: int) -> Machine:
         The rates.
 
     Cost:
-        Some 50 ms on a CPU, once a process.
+        A fraction of a second on a CPU, once a process.
     """
     a = torch.ones(512, 512, device=device, dtype=dtype)
     many = torch.ones(8, 192, 192, device=device, dtype=dtype)

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from mechfeat.bench import PROBLEMS
-
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 PEER, THEIRS = "torch.func jacobian contraction", "neural-tangents structured"
+
+
+def unmet(measured):
+    """A target that is asked for and not met: the test fails, and says so when it no longer does."""
+    return pytest.mark.xfail(reason=f"not met: {measured}", raises=AssertionError)
 
 
 def rows(name):
@@ -25,7 +28,8 @@ def rows(name):
         ("mlp-784-1024-1024-10 n32", 200, 40),
         ("toy-16-128-128-1 n4096", 28, 1),
         ("vgg-like n64", 3.5, 1),
-        ("resnet-18 n12", 6, 10),  # 7.5 is asked for and not met: the peer's own convolutions became faster
+        ("resnet-18 n12", 1, 10),
+        pytest.param("resnet-18 n12", 7.5, 10, marks=unmet("6.7x")),
         ("transformer-256 n32", 1.8, 5),
     ],
 )
@@ -43,21 +47,35 @@ def test_memory_of_a_large_kernel():
 
 @pytest.mark.parametrize(
     ("problem", "time"),
-    [("mlp-784-1024-1024-10 n256", 2), ("toy-16-128-128-1 n4096", 10), ("vgg-like n64", 1.5), ("resnet-18 n12", 1.8)],
+    [
+        pytest.param("mlp-784-1024-1024-10 n32", 1, marks=unmet("0.74x")),
+        pytest.param("mlp-784-1024-1024-10 n256", 4, marks=unmet("2.8x")),
+        ("toy-16-128-128-1 n4096", 10),
+        ("vgg-like n64", 1.5),
+        ("resnet-18 n12", 1.8),
+    ],
 )
 def test_against_neural_tangents(problem, time):
-    # 4x is asked for on the perceptron with 256 samples, and no slower with 32; neither is met.
     found = rows("ntk_peers.jsonl")[problem]
     assert found[THEIRS]["median"] >= time * found["mechfeat"]["median"]
 
 
-def test_reduced_outputs_cost_less():
-    for problem in ("resnet-18 n12", "transformer-256 n32"):
-        found = rows("ntk.jsonl")[problem]
-        assert found["mechfeat pseudo"]["median"] * 5 <= found["mechfeat"]["median"]
-    for problem, found in rows("ntk.jsonl").items():
-        if problem in PROBLEMS and "mechfeat trace" in found:
-            assert found["mechfeat trace"]["median"] <= 1.1 * found["mechfeat"]["median"]
+@pytest.mark.parametrize(
+    ("problem", "outputs", "time"),
+    [
+        ("transformer-256 n32", "pseudo", 6),
+        pytest.param("resnet-18 n12", "pseudo", 6, marks=unmet("5.7x")),
+        pytest.param("transformer-256 n32", "trace", 1.8, marks=unmet("1.4x")),
+        ("mlp-784-1024-1024-10 n256", "trace", 1),
+        ("vgg-like n64", "trace", 1),
+        ("digits-cnn n64", "trace", 1),
+        pytest.param("mlp-784-1024-1024-10 n32", "trace", 1, marks=unmet("0.91x")),
+        pytest.param("toy-16-128-128-1 n4096", "trace", 1, marks=unmet("0.96x; of one output, trace and full are one computation")),
+    ],
+)
+def test_reduced_outputs_cost_less(problem, outputs, time):
+    found = rows("ntk.jsonl")[problem]
+    assert found["mechfeat"]["median"] >= time * found[f"mechfeat {outputs}"]["median"]
 
 
 def test_the_planner():
@@ -65,5 +83,9 @@ def test_the_planner():
     assert len({r["commit"] for r in found}) == 1
     assert sum(r["against_best"] <= 1.15 for r in found) >= 27
     assert sum(0.5 <= r["predicted_seconds"] / r["seconds"] <= 2 for r in found) >= 27
-    # 27 of 30 within 1.3x are asked for; small peaks are mostly what torch takes for itself
-    assert sum(1 / 1.3 <= r["predicted_bytes"] / r["peak_bytes"] <= 1.3 for r in found) >= 20
+
+
+@unmet("22 of 30; small peaks are mostly what torch takes for itself")
+def test_predicted_bytes():
+    found = [json.loads(line) for line in (RESULTS / "ntk_plan.jsonl").read_text().splitlines()][-30:]
+    assert sum(1 / 1.3 <= r["predicted_bytes"] / r["peak_bytes"] <= 1.3 for r in found) >= 27
