@@ -23,7 +23,7 @@ from mechfeat.hooks.names import ATTENTION_PORTS
 from mechfeat.hooks.registration import REGISTRATION
 
 NOTE = "attention ran as explicit steps because one of its ports was asked for; values differ by rounding from the fused kernel"
-_MHA = inspect.signature(F.multi_head_attention_forward)
+MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 _PROJECTIONS = ("out_proj", "c_proj", "o_proj", "dense", "proj", "to_out", "wo")
 
 
@@ -83,7 +83,7 @@ class ExplicitAttention(TorchFunctionMode):
         if func is F.scaled_dot_product_attention and self._stack:
             return self._attend(*args, **kwargs)
         if func is F.multi_head_attention_forward and self._stack:
-            bound = _MHA.bind(*args, **kwargs)
+            bound = MULTI_HEAD.bind(*args, **kwargs)
             bound.apply_defaults()
             return self._multi_head(**bound.arguments)
         out = func(*args, **kwargs)
@@ -193,7 +193,7 @@ class ExplicitAttention(TorchFunctionMode):
         q, k, v = (t.unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3) for t in (q, k, v))
         if add_zero_attn:
             k, v, extra = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), extra + 1
-        mask = _added(attn_mask, key_padding_mask, n, num_heads, q, extra)
+        mask = added_mask(attn_mask, key_padding_mask, n, num_heads, q, extra)
         seen: list[Tensor] = []
         z = self._attend_and_keep(q, k, v, mask, dropout_p if training else 0.0, out_proj_weight, seen)
         out = F.linear(z.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias)
@@ -223,7 +223,7 @@ class ExplicitAttention(TorchFunctionMode):
             del self._show
 
 
-def _added(
+def added_mask(
     attn_mask: Tensor | None, padding: Bool[Tensor, "n s"] | Float[Tensor, "n s"] | None, n: int, heads: int, q: Tensor, extra: int
 ) -> Tensor | None:
     """The two masks of ``nn.MultiheadAttention`` (True or -inf hides) as one that is added to the scores."""

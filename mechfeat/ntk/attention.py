@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mechfeat.hooks.attention import _MHA, _added
+from mechfeat.hooks.attention import MULTI_HEAD, added_mask
 
 
 def multi_head(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
@@ -19,7 +19,7 @@ def multi_head(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     Returns:
         The same values up to rounding.
     """
-    bound = _MHA.bind(*args, **kwargs)
+    bound = MULTI_HEAD.bind(*args, **kwargs)
     bound.apply_defaults()
     a = bound.arguments
     batched = a["query"].ndim == 3
@@ -43,7 +43,7 @@ def multi_head(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     if a["add_zero_attn"]:
         k, v, extra = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), extra + 1
     padding = a["key_padding_mask"] if batched or a["key_padding_mask"] is None else a["key_padding_mask"].unsqueeze(0)
-    mask = _added(a["attn_mask"], padding, n, heads, q, extra)
+    mask = added_mask(a["attn_mask"], padding, n, heads, q, extra)
     p = a["dropout_p"] if a["training"] else 0.0
     pattern = None
     if a["need_weights"]:

@@ -82,6 +82,7 @@ class Capture:
         self.used: dict[str, list[str]] = {}
         self.log: list[tuple[object, ...]] = []
         self._views = Views(p for p in parameters.values() if p.numel())
+        self._constant = {id(t) for t in (*module.parameters(), *module.buffers())}
         one = next(iter(parameters.values()))
         self._anchor = torch.zeros((), requires_grad=True, device=one.device)
         self._dtype = one.dtype
@@ -165,7 +166,7 @@ class Capture:
         if function is torch.nn.functional.linear and len(args) > 1 and isinstance(args[1], nn.Parameter):
             self.turned[id(args[1])] = args[1].numel() * args[1].element_size()
         tensors = list(_tensors((args, kwargs)))
-        bare = bool(tensors) and all(id(t) in self._views or t in self._computed for t in tensors)
+        bare = bool(tensors) and all(id(t) in self._views or id(t) in self._constant or t in self._computed for t in tensors)
         if not owned:
             out = run(*args, **kwargs)
             if bare:
@@ -493,7 +494,7 @@ def _watched() -> bool:
 
 
 class _Computed:
-    """The tensors that are computed from parameters alone, and so have no axis of samples."""
+    """The tensors that are computed from parameters and buffers alone, and so have no axis of samples."""
 
     def __init__(self) -> None:
         self._known: dict[int, weakref.ref[Tensor]] = {}

@@ -14,7 +14,7 @@ from mechfeat.kernels import Outputs, block, dense, gram, mixed
 from mechfeat.kernels.contract import CHUNK_BYTES
 from mechfeat.kernels.layout import widen
 from mechfeat.kernels.patches import Patches
-from mechfeat.ntk.views import Place
+from mechfeat.ntk.views import Place, together
 
 Contraction = Literal["block", "gram", "mixed", "output"]
 
@@ -333,24 +333,18 @@ def apart(uses1: Sequence[T], uses2: Sequence[T]) -> list[tuple[Sequence[T], Seq
     Returns:
         Uses of both sides that share no entry with the others. What meets nothing of the other side is left out.
     """
-    if all(f.place is None for f in (*uses1, *uses2)):
-        return [(uses1, uses2)]
-    found: list[tuple[list[T], list[T]]] = []
-    for side, uses in enumerate((uses1,) if uses2 is uses1 else (uses1, uses2)):
+    sides: list[Sequence[T]] = [uses1] if uses2 is uses1 else [uses1, uses2]
+    places = [f.place for uses in sides for f in uses if f.place is not None]
+    if len(places) < sum(map(len, sides)):
+        return [(uses1, uses2)]  # the whole parameter meets every part of it
+    found: dict[int, tuple[list[T], list[T]]] = {}
+    groups = iter(together(places))
+    for side, uses in enumerate(sides):
         for f in uses:
-            met = {i for i in range(len(found)) if any(_meet(f.place, g.place) for g in found[i][0] + found[i][1])}
-            joined: tuple[list[T], list[T]] = ([], [])
-            for i in sorted(met):
-                joined[0].extend(found[i][0])
-                joined[1].extend(found[i][1])
-            joined[side].append(f)
-            found = [group for i, group in enumerate(found) if i not in met]
-            found.append(joined)
-    return [(group[0], group[0]) for group in found] if uses2 is uses1 else [group for group in found if group[0] and group[1]]
-
-
-def _meet(a: Place | None, b: Place | None) -> bool:
-    return a is None or b is None or a.meets(b)
+            found.setdefault(next(groups), ([], []))[side].append(f)
+    if uses2 is uses1:
+        return [(one, one) for one, _ in found.values()]
+    return [pair for pair in found.values() if pair[0] and pair[1]]
 
 
 def foresee(uses1: Sequence[Outline | Formed], uses2: Sequence[Outline | Formed], entries: int) -> list[tuple[Shape | None, int]]:

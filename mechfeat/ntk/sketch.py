@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from mechfeat.ntk.checks import check_input, check_model, check_output
 from mechfeat.ntk.factors import Dense, Factor, Lookup, Outer, spread
 from mechfeat.ntk.fallback import jacobian
 from mechfeat.ntk.precision import exact
-from mechfeat.ntk.proof import alone, compare, proof_samples
+from mechfeat.ntk.proof import alone, compare, cotangent, proof_samples, reference, tolerances
 
 Kept = Literal["full", "trace", "pseudo"]
 
@@ -134,8 +135,9 @@ def sketch(
     Raises:
         ShapeError: A number is not positive.
 
-    What :func:`empirical_ntk` refuses is refused here as well. Rules are not proved here: sketch a kernel that :func:`empirical_ntk`
-    has computed for a few samples first, where a rule of your own is in use.
+    What :func:`empirical_ntk` refuses is refused here as well. Every parameter's features are proved on the first chunk of each size: a
+    random combination of them is the projection of that combination of the gradients, which one ordinary backward pass gives. A
+    parameter whose rule fails takes autograd.
 
     Cost:
         ``n o t (c + k) r · rank`` multiply-adds for a matrix ``[c k]`` used at t positions, and no n². Parameters that no rule covers take
@@ -160,38 +162,88 @@ def sketch(
         name: _Projection(p, n_features, rank, torch.Generator().manual_seed((seed * 1_000_003 + i) % 2**63))
         for i, (name, p) in enumerate(parameters.items())
     }
-    parts = []
+    parts: list[Tensor] = []
+    banned: dict[str, str] = {}
+    proved: set[int] = set()
     with torch.inference_mode(False), exact(module):
         for i, part in enumerate(x.split(chunk_size)):
-            capture = Capture(module, len(part), {})
-            y = check_output(capture.forward(part), len(part), "x")
-            capture.find_hidden(y)
+            v = None if len(part) in proved else torch.Generator().manual_seed(seed)
+            features, y, failed = _features(module, part, projections, banned, v)
+            if failed:
+                banned |= failed
+                features, y, _ = _features(module, part, projections, banned, None)
+            proved.add(len(part))  # an axis of the model may be as long as this chunk, and not as long as others
             if not i:
                 few = proof_samples(len(part), torch.Generator().manual_seed(seed))
                 with torch.no_grad():
-                    compare(module, part[few], check_output(module(part[few].clone()), len(few), "x"), y.detach()[few])
-                alone(module, part, y.detach())
-            features = widen(y.detach()).new_zeros(*y.shape, n_features)
-
-            def sink(name: str, factors: list[Factor], features: Tensor = features) -> None:
-                rows = len(parameters[name]) if parameters[name].ndim else 1
-                for factor in factors:
-                    projections[name].add(features, factor if factor.place is None else Dense(spread(factor, slice(0, rows), rows)))
-
-            o = y.shape[1]
-            capture.backward(y, sink)
-            del y
-            if capture.unfit:
-                for name, J in jacobian(module, part, list(capture.unfit), o).items():
-                    projections[name].add(features, Dense(J.view(*J.shape[:2], *parameters[name].shape)))
+                    compare(module, part[few], check_output(module(part[few].clone()), len(few), "x"), y[few])
+                alone(module, part, y)
             parts.append(features)
     return NTKSketch(torch.cat(parts) / math.sqrt(n_features), seed, rank)
+
+
+def _features(
+    module: nn.Module, x: Tensor, projections: dict[str, "_Projection"], banned: dict[str, str], prove: torch.Generator | None
+) -> tuple[Float[Tensor, "n o feature"], Float[Tensor, "n o"], dict[str, str]]:
+    """Features of a chunk, before their scale; the outputs; and parameters whose rules were wrong, with the reason.
+
+    The projection of a random combination of all gradients is that combination of the features, parameter by parameter, and one ordinary
+    backward pass gives it.
+    """
+    capture = Capture(module, len(x), banned)
+    y = check_output(capture.forward(x), len(x), "x")
+    capture.find_hidden(y)
+    values = y.detach()
+    r = next(iter(projections.values())).a.shape[-1]
+    features = widen(values).new_zeros(*y.shape, r)
+    v = None if prove is None else cotangent(len(values), values.shape[1], values, prove)
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, factors: list[Factor]) -> None:
+        p = projections[name]
+        room = features if v is None else torch.zeros_like(features)
+        for factor in factors:
+            p.add(room, factor if factor.place is None else Dense(spread(factor, slice(0, p.rows), p.rows)))
+        if v is not None:
+            features.add_(room)
+            sums[name] = einsum(widen(v), room, "n o, n o feature -> feature")
+
+    capture.backward(y, add)
+    o = y.shape[1]
+    del y
+    for name, J in jacobian(module, x, list(capture.unfit), o).items() if capture.unfit else ():
+        add(name, [Dense(J.view(*J.shape[:2], *module.get_parameter(name).shape))])
+    return features, values, {} if v is None else _wrong(module, x, v, values, sums, projections)
+
+
+def _wrong(
+    module: nn.Module,
+    x: Tensor,
+    v: Float[Tensor, "n o"],
+    y: Float[Tensor, "n o"],
+    sums: dict[str, Tensor],
+    projections: dict[str, "_Projection"],
+) -> dict[str, str]:
+    side = reference(module, x, v, expect=y)
+    relative, absolute = tolerances(y.dtype)
+    sizes = {name: float(g.double().norm()) for name, g in side.gradients.items()}
+    found = {}
+    for name, p in projections.items():
+        want = torch.zeros(1, 1, p.a.shape[-1], dtype=p.a.dtype, device=p.a.device)
+        if name in side.gradients:
+            p.add(want, Dense(side.gradients[name][None, None]))
+        gap = float((sums.get(name, 0.0) - want[0, 0]).norm()) / p.a.shape[-1] ** 0.5
+        size = sizes.get(name, 0.0)
+        if not gap <= relative * size + absolute * sum(sizes.values()):  # NaN fails
+            found[name] = f"its rule failed the proof (relative gap {gap / size if size else math.inf:.1e})"
+    return found
 
 
 class _Projection:
     """Random matrices of low rank in the shape of a parameter: its first axis, and the others as one."""
 
     def __init__(self, p: Tensor, n_features: int, rank: int, generator: torch.Generator) -> None:
+        self.rows = len(p) if p.ndim else 1
         rows, columns = (len(p), p[0].numel()) if p.ndim > 1 else (p.numel(), 1)
         like = widen(torch.empty(0, dtype=p.dtype, device=p.device))
         # A vector takes one dense projection: with one column, a sum of signs would only be noisier.

@@ -56,7 +56,10 @@ class Place:
         if self._steps is None:
             assert self._listed is not None
             return self._listed.reshape(self.shape)
-        return torch.arange(prod(self.whole), device=self._device).as_strided(self.shape, self._steps, self._start)
+        index = torch.tensor(self._start, device=self._device)
+        for size, step in zip(self.shape, self._steps):
+            index = index[..., None] + step * torch.arange(size, device=self._device)
+        return index
 
     @cached_property
     def key(self) -> tuple[object, ...]:
@@ -107,15 +110,53 @@ class Place:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def meets(self, other: "Place") -> bool:
-        """Whether some entry is in both."""
-        if self._steps is not None and other._steps is not None and (self._last < other._start or other._last < self._start):
-            return False
-        return self == other or bool(torch.isin(self.index.flatten(), other.index.flatten()).any())
-
     @property
-    def _last(self) -> int:
-        return self._start + sum((size - 1) * step for size, step in self._axes)
+    def reach(self) -> tuple[int, int]:
+        """The first and the last entry shown."""
+        if self._steps is None:
+            return int(self.index.min()), int(self.index.max())
+        return self._start, self._start + sum((size - 1) * step for size, step in self._axes)
+
+
+def together(places: Sequence[Place]) -> list[int]:
+    """Group places of one parameter that share entries, directly or by way of others.
+
+    Args:
+        places: The places.
+
+    Returns:
+        For each of them the number of its group.
+
+    Cost:
+        O(entries shown), and no entry is listed where ranges are apart or all places equal.
+    """
+    group = list(range(len(places)))
+
+    def root(i: int) -> int:
+        while group[i] != i:
+            group[i] = i = group[group[i]]
+        return i
+
+    kinds: dict[object, int] = {}  # of places that are surely equal, the first
+    for i, place in enumerate(places):
+        group[i] = kinds.setdefault(i if place.key[0] == "listed" else place.key, i)
+    spans = sorted(((*places[i].reach, i) for i in kinds.values()), reverse=True)
+    while spans:
+        first, last, _ = spans[-1]
+        cluster: list[int] = []
+        while spans and spans[-1][0] <= last:
+            last = max(last, spans[-1][1])
+            cluster.append(spans.pop()[2])
+        if len(cluster) == 1:
+            continue
+        owner = torch.full((last - first + 1,), -1, dtype=torch.int32, device=places[cluster[0]].index.device)
+        for i in cluster:
+            entries = places[i].index.flatten() - first
+            for j in owner[entries].unique().tolist():
+                if j >= 0:
+                    group[root(j)] = root(i)
+            owner[entries] = i
+    return [root(i) for i in range(len(places))]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from mechfeat.errors import DeviceError, NondeterministicModelError, OptionError
 from mechfeat.models import DigitsCNN, mlp
 from mechfeat.ntk import NTKSketch, empirical_ntk, sketch
 from tests.ntk.test_exact import every_model
-from tests.ntk.zoo import ZOO
+from tests.ntk.zoo import ZOO, Net, P
 
 SEEDS = range(60)
 
@@ -88,6 +88,15 @@ def test_seeds_and_chunks():
     assert torch.equal(a.features, b.features)
     assert not torch.allclose(a.features, c.features)
     torch.testing.assert_close(sketch(net, x, n_features=32, seed=1, chunk_size=2).features, a.features)
+
+
+def test_an_axis_as_long_as_a_chunk():
+    # Four positions of a constant look like four samples, in chunks of four alone.
+    net = Net(lambda s, x: torch.tanh(x[:, None] * (s.p @ torch.eye(4))[:4]).flatten(1), p=P(4, 4))
+    x = torch.randn(9, 4)
+    want = sketch(net, x, n_features=32, chunk_size=3).features
+    for chunk_size in (4, 5, 64):
+        torch.testing.assert_close(sketch(net, x, n_features=32, chunk_size=chunk_size).features, want)
 
 
 def test_float32_and_half():

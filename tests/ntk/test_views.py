@@ -1,5 +1,7 @@
 """Which entries of a parameter a view shows: the index map against the values themselves."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from torch import nn
 
 from mechfeat.ntk import empirical_ntk, sketch
 from mechfeat.ntk.factors import Dense, Lookup, Outer, placed, spread
-from mechfeat.ntk.views import Place, Views
+from mechfeat.ntk.views import Place, Views, together
 from tests.ntk.test_exact import assert_exact
 from tests.ntk.zoo import ZOO, Net, P
 
@@ -63,12 +65,20 @@ def test_a_view_shows_these_entries(names, turned):
     assert place.fits(5) == torch.equal(place.index.flatten(), torch.arange(60))
 
 
-@given(*[st.lists(st.sampled_from(sorted(STEPS)), max_size=3)] * 2)
-def test_two_views_meet_where_they_share_entries(first, second):
+@given(st.lists(st.lists(st.sampled_from(sorted(STEPS)), max_size=3), min_size=1, max_size=5))
+def test_views_are_together_where_they_share_entries(many):
     w = nn.Parameter(torch.randn(5, 3, 4))
-    a, b = (shown(w, *(STEPS[n] for n in names)).place for names in (first, second))
-    assert a.meets(b) == b.meets(a) == bool(set(a.index.flatten().tolist()) & set(b.index.flatten().tolist()))
-    assert (a == b) == (a.index.flatten().tolist() == b.index.flatten().tolist())
+    places = [shown(w, *(STEPS[n] for n in names)).place for names in many]
+    entries = [p.index.flatten().tolist() for p in places]
+    groups = [{i} for i in range(len(places))]
+    for i, j in itertools.combinations(range(len(places)), 2):
+        if set(entries[i]) & set(entries[j]):
+            joined = groups[i] | groups[j]
+            for k in joined:
+                groups[k] = joined
+    found = together(places)
+    assert [{j for j, g in enumerate(found) if g == found[i]} for i in range(len(places))] == groups
+    assert all((a == b) == (e == f) for a, e in zip(places, entries) for b, f in zip(places, entries))
 
 
 @given(st.lists(st.sampled_from(sorted(STEPS)), max_size=3), st.integers(1, 5))
@@ -155,14 +165,23 @@ def test_a_place_is_no_key():
         hash(Place.of(P(2)))
 
 
-def test_views_that_share_one_entry():
-    w = nn.Parameter(torch.randn(6))
+def cut(w, *cuts):
     views = Views([w])
-    parts = [w[:3], w[2:], w[3:]]
-    for v, cut in zip(parts, (slice(3), slice(2, None), slice(3, None))):
-        assert views.take(torch.Tensor.__getitem__, (w, cut), {}, v)
-    a, b, c = (views.of(v).place for v in parts)
-    assert a.meets(b)
-    assert b.meets(a)
-    assert not a.meets(c)
-    assert not c.meets(a)
+    parts = [w[c] for c in cuts]
+    for v, c in zip(parts, cuts):
+        assert views.take(torch.Tensor.__getitem__, (w, c), {}, v)
+    return [views.of(v).place for v in parts]
+
+
+def test_views_that_share_one_entry():
+    a, b, c = cut(nn.Parameter(torch.randn(6)), slice(3), slice(2, None), slice(3, None))
+    assert len(set(together([a, b]))) == len(set(together([a, b, c]))) == 1
+    assert len(set(together([a, c]))) == 2
+
+
+def test_many_columns():
+    # Ranges overlap, entries do not: each column lists its own entries alone, and all are told apart in one pass.
+    places = cut(nn.Parameter(torch.randn(16, 2000)), *((slice(None), i) for i in range(2000)))
+    assert len(set(together(places))) == 2000
+    assert all(p.index.untyped_storage().nbytes() == 16 * 8 for p in places)
+    assert len(set(together([*places, *cut(nn.Parameter(torch.randn(16, 2000)), (3, slice(None)))]))) == 1
