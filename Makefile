@@ -2,14 +2,14 @@
 
 check:
 	pip install -q -c constraints.txt -e ".[test,docs,dev]"
-	pytest
+	pytest -n 2
 	bash .ci/checks
 
 test:
-	pytest
+	pytest -n 2
 
 full:
-	pytest -m full
+	pytest -n 2 -m full
 
 docs:
 	python -m sphinx -W --keep-going -q -b html docs docs/_build/html

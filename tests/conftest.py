@@ -21,6 +21,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--block-imports"):
         peers.block()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # workers share the cores
     if config.getoption("--device") == "cpu":
         os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 

@@ -84,7 +84,7 @@ def ntk_vector_products(module: nn.Module, x: Tensor) -> Tensor:
         def at(sample: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
             return lambda v: torch.func.functional_call(module, v, (sample.unsqueeze(0),)).squeeze(0)
 
-        y, back = torch.func.vjp(at(a), values)
+        y, back = torch.func.vjp(at(a), values)[:2]
 
         def product(v: Tensor) -> Tensor:
             return torch.func.jvp(at(b), (values,), back(v))[1]

@@ -7,10 +7,8 @@ factors are handed on when its last use has been reached, and dropped. No weight
 """
 
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -20,12 +18,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mechfeat.errors import NondeterministicModelError, SampleInteractionError
-from mechfeat.kernels.linear import linear
-from mechfeat.kernels.products import quick
 from mechfeat.ntk.attention import multi_head
+from mechfeat.ntk.call_checks import check_dropout, check_statistics
 from mechfeat.ntk.factors import Dense, Factor, Outer, placed
 from mechfeat.ntk.rules import Call, Unfit, Use, rule_for
+from mechfeat.ntk.substitutes import faster
+from mechfeat.ntk.taps import Deaf, Room, quiet, tapped
 from mechfeat.ntk.views import Views
 
 Sink = Callable[[str, list[Factor]], None]
@@ -91,7 +89,7 @@ class Capture:
         self._bytes: list[int] = []
         self._stored: list[tuple[list[Use], Tensor, int]] = []
         self._sink: Sink | None = None
-        self._waiting: dict[int, _Room] = {}
+        self._waiting: dict[int, Room] = {}
         self._at = 0
         self._open: dict[str, int] = {}
         self._calls: dict[str, int] = {}
@@ -160,8 +158,8 @@ class Capture:
             What the call returns, tapped where a rule covers it.
         """
         owned = [t for t in _tensors((args, kwargs)) if id(t) in self._views]
-        _check_dropout(function, args, kwargs)
-        _check_statistics(function, args, kwargs)
+        check_dropout(function, args, kwargs)
+        check_statistics(function, args, kwargs)
         run = faster(function, args, kwargs)
         if function is torch.nn.functional.linear and len(args) > 1 and isinstance(args[1], nn.Parameter):
             self.turned[id(args[1])] = args[1].numel() * args[1].element_size()
@@ -207,10 +205,10 @@ class Capture:
             self._calls[parameter] = self._calls.get(parameter, 0) + 1
         places = [(self.name_of[id(u.parameter)], u.place and u.place.key) for u in uses]
         self.log.append((name, *places, *out.shape[1:]))
-        tapped = self._tap(out, uses)
+        out_tapped = self._tap(out, uses)
         self._stored += [(uses, t, t._version) for t in _tensors((args, kwargs)) if not t.is_inference() and t is not out]
         self.kept |= {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors((args, kwargs))}
-        return tapped
+        return out_tapped
 
     def _of_parameter(self, use: Use) -> Use:
         """The use of a view as that of its parameter."""
@@ -234,8 +232,7 @@ class Capture:
         self._taps.append(uses)
         self._shapes.append(tuple(out.shape))
         self._bytes.append(out.numel() * out.element_size())
-        tapped: Tensor = _Tap.apply(out, self._anchor, self, len(self._taps) - 1)
-        return tapped
+        return tapped(out, self._anchor, self, len(self._taps) - 1)
 
     # --- backward
 
@@ -260,7 +257,7 @@ class Capture:
             step = self.at_once(len(seeds), self._bytes)
             try:
                 self._send(y, seeds, step)
-            except _Deaf:
+            except Deaf:
                 self._reset()  # what was handed on is complete, and is not handed on again
                 self._send(y, seeds, 1)
         for tap in list(self._waiting):
@@ -380,7 +377,7 @@ class Capture:
             torch.autograd.grad(y, self._anchor, seed.expand(n, o), retain_graph=True, allow_unused=True)
             return seed.sum()
 
-        with _quiet():
+        with quiet():
             for self._at in range(0, len(seeds), step):
                 if step == 1:
                     one(seeds[self._at])
@@ -392,7 +389,7 @@ class Capture:
                         raise self._failure from None
                     if isinstance(error, torch.OutOfMemoryError):
                         raise
-                    raise _Deaf from error
+                    raise Deaf from error
 
     def arrived(self, tap: int, g: Float[Tensor, "o ..."]) -> None:
         """Take the gradient at a tap, for one or several outputs.
@@ -409,7 +406,7 @@ class Capture:
                 self._build(tap, g)
                 return
             if tap not in self._waiting:
-                self._waiting[tap] = _Room(uses if all(u.small for u in uses) else [], set(range(self._outputs)))
+                self._waiting[tap] = Room(uses if all(u.small for u in uses) else [], set(range(self._outputs)))
             room = self._waiting[tap]
             room.take(g, self._at)
             if not room.missing:
@@ -464,35 +461,6 @@ class Capture:
             raise
 
 
-def faster(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What runs in a function's place on the way to a kernel, which needs no gradient of a weight.
-
-    Args:
-        function: A torch function.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-
-    Returns:
-        Another function of the same arguments, or the function.
-    """
-    if function is not torch.nn.functional.linear or kwargs or not all(isinstance(a, Tensor) for a in args[:2]):
-        return function
-    x, W, b = (*args, None)[:3]
-    if torch.is_autocast_enabled(x.device.type) or any(torch._C._functorch.is_batchedtensor(t) for t in (x, W)) or _watched():
-        return function
-    plain = all(t is None or t.is_leaf or not t.requires_grad for t in (W, b))  # one that is computed wants its gradient
-    fits = plain and x.ndim > 1 and x.numel() and W.ndim == 2 and x.shape[-1] == W.shape[1] and x.is_contiguous()
-    if not fits or not quick(x.detach().view(-1, x.shape[-1]), W):
-        return function
-    return lambda *_: linear(x, W, b)
-
-
-def _watched() -> bool:
-    """Whether someone counts the tensors that a call keeps, as a checkpoint does; the plan's own count does not mind."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return hooks is not None and not getattr(hooks[0], "counts", False)
-
-
 class _Computed:
     """The tensors that are computed from parameters and buffers alone, and so have no axis of samples."""
 
@@ -509,44 +477,6 @@ class _Computed:
         return known is not None and known() is t
 
 
-class _Room:
-    """What arrived at a tap of the outputs that were sent so far, samples outermost, as the contractions take it.
-
-    Args:
-        uses: Uses whose gradients are small, and are formed on arrival; none where the tap's gradient itself is kept.
-        missing: Outputs that have not arrived.
-    """
-
-    def __init__(self, uses: list[Use], missing: set[int]) -> None:
-        self.uses, self.missing = uses, missing
-        self._outputs = len(missing)
-        self._rooms: list[Tensor] = []
-
-    def take(self, g: Float[Tensor, "o ..."], at: int) -> None:
-        """Keep the gradients of outputs from ``at`` on."""
-        pieces = [_gradient(u.factor(g)) for u in self.uses] or [g.movedim(0, 1)]
-        if not self._rooms:
-            self._rooms = [p.new_empty(len(p), self._outputs, *p.shape[2:]) for p in pieces]
-        for room, piece in zip(self._rooms, pieces):
-            room[:, at : at + len(g)] = piece
-        self.missing -= set(range(at, at + len(g)))
-
-    def whole(self) -> list[Tensor]:
-        """What was kept; zero for outputs that did not arrive."""
-        for room in self._rooms:
-            room[:, list(self.missing)] = 0
-        return self._rooms
-
-
-def _gradient(factor: Factor) -> Tensor:
-    assert isinstance(factor, Dense), "a use that says it is small gives its gradient"
-    return factor.gradient
-
-
-class _Deaf(Exception):
-    """The vmapped backward failed."""
-
-
 class _Watch(TorchFunctionMode):
     def __init__(self, capture: Capture) -> None:
         super().__init__()
@@ -554,48 +484,6 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         return self._capture.call(func, args, kwargs or {})
-
-
-class _Tap(torch.autograd.Function):
-    """In-place identity: nothing is copied, and in-place operations on the output stay legal. The anchor keeps it on the graph."""
-
-    @staticmethod
-    def forward(x: Tensor, anchor: Tensor, capture: Capture, tap: int) -> Tensor:
-        return x
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        ctx.mark_dirty(inputs[0])
-        ctx.capture, ctx.tap = inputs[2:]
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        return _Listen.apply(g, ctx.capture, ctx.tap), None, None, None
-
-
-class _Listen(torch.autograd.Function):
-    """Identity on gradients that shows them with all outputs at once, inside the vmapped backward or outside it."""
-
-    generate_vmap_rule = False
-
-    @staticmethod
-    def forward(g: Tensor, capture: Capture, tap: int) -> Tensor:
-        capture.arrived(tap, g.unsqueeze(0))
-        return g.view_as(g)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:  # pragma: no cover - the gradient is never differentiated again
-        return g, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, g: Tensor, capture: Capture, tap: int) -> tuple[Tensor, int]:
-        g = g.unsqueeze(0).expand(info.batch_size, *g.shape) if in_dims[0] is None else g.movedim(in_dims[0], 0)
-        capture.arrived(tap, g)
-        return g, 0
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -623,46 +511,3 @@ def _nodes_behind(y: Tensor) -> Iterator[Any]:
         seen.add(node)
         yield node
         todo += [n for n, _ in node.next_functions]
-
-
-_DROPOUTS = {
-    f"{kind}dropout{d}{end}" for kind in ("", "alpha_", "feature_", "feature_alpha_") for d in ("", "1d", "2d", "3d") for end in ("", "_")
-}
-
-
-def _check_dropout(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    name = getattr(function, "__name__", "")
-    if name in _DROPOUTS:
-        p = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
-        training = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", True))
-    elif name == "scaled_dot_product_attention":
-        p, training = args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0), True
-    else:
-        return
-    if training and p:
-        raise NondeterministicModelError(
-            f"{name} is active (p={p:g}), so two evaluations of the model differ and its kernel is a random variable. Call "
-            "model.eval(), or set p to 0."
-        )
-
-
-def _check_statistics(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if function is not torch.nn.functional.batch_norm:
-        return
-    mean, var, _, _, training = (args[i] if len(args) > i else kwargs.get(name) for i, name in enumerate(_BATCH_NORM, 1))
-    if training or mean is None or var is None:
-        raise SampleInteractionError(
-            "batch_norm uses the statistics of the batch, so the output for one sample depends on the others and a per-sample kernel "
-            "is not defined. Call model.eval(), so that it uses its running statistics."
-        )
-
-
-_BATCH_NORM = ("running_mean", "running_var", "weight", "bias", "training")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # An operation without batching rule is looped by torch: right, and slower. The plan is the place to say so.
-        warnings.filterwarnings("ignore", message=".*batching rule.*")
-        yield

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from mechfeat.errors import OptionError, ShapeError
 from mechfeat.features import Finding, signal_share, storable
 from mechfeat.hooks import HookedModel, unwrap
-from mechfeat.ntk.capture import _quiet, trainable
+from mechfeat.ntk.capture import trainable
 from mechfeat.ntk.checks import check_input, check_model, check_output
 from mechfeat.ntk.dynamics import KernelDynamics
 from mechfeat.ntk.dynamics_losses import Loss, Reduction, gradient, targets
 from mechfeat.ntk.empirical import empirical_ntk
 from mechfeat.ntk.tangent import _differentiable
+from mechfeat.ntk.taps import quiet
 from mechfeat.nulls import permuted_labels
 
 Direction = Mapping[str, Tensor]
@@ -69,7 +70,7 @@ def linearize(model: nn.Module | HookedModel) -> Callable[[Tensor, Direction], T
             return torch.func.functional_call(module, values, (x,), tie_weights=True)
 
         along = {name: change.get(name, torch.zeros_like(p)) for name, p in start.items()}
-        with _differentiable(module), _quiet():
+        with _differentiable(module), quiet():
             f, moved = torch.func.jvp(outputs, (start,), (along,))[:2]
         return f + moved
 

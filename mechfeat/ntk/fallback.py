@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechfeat.kernels.contract import CHUNK_BYTES
-from mechfeat.ntk.capture import _quiet, trainable
+from mechfeat.ntk.capture import trainable
 from mechfeat.ntk.proof import cotangent, tolerances
+from mechfeat.ntk.taps import quiet
 
 
 def jacobian(module: nn.Module, x: Any, names: Sequence[str], n_outputs: int) -> dict[str, Float[Tensor, "n o p"]]:
@@ -62,7 +63,7 @@ def _by_vmap(module: nn.Module, x: Tensor, chosen: dict[str, nn.Parameter], n_ou
         return torch.func.functional_call(module, values, (sample.unsqueeze(0),), tie_weights=True).reshape(-1)
 
     size = sum(p.numel() for p in chosen.values()) * n_outputs * next(iter(chosen.values())).element_size()
-    with _quiet():
+    with quiet():
         J = torch.func.vmap(torch.func.jacrev(outputs), in_dims=(None, 0), chunk_size=max(1, CHUNK_BYTES // max(size, 1)))(
             values, x.clone()
         )

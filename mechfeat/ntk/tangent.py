@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mechfeat.errors import ProofError, UnsupportedLayerError
-from mechfeat.ntk.capture import Capture, _quiet, trainable
+from mechfeat.ntk.capture import Capture, trainable
 from mechfeat.ntk.checks import check_output
 from mechfeat.ntk.precision import exact
 from mechfeat.ntk.proof import alone, compare, cotangent, proof_samples, tolerances
+from mechfeat.ntk.taps import quiet
 
 Gradient = Mapping[str, Tensor]
 Push = Callable[[nn.Module, Tensor, Gradient], Tensor]
@@ -59,7 +60,7 @@ def push_forward(module: nn.Module, x: Tensor, g: Gradient) -> Float[Tensor, "n 
     def outputs(values: dict[str, Tensor]) -> Tensor:
         return torch.func.functional_call(module, values, (x.clone(),), tie_weights=True).reshape(len(x), -1)
 
-    with _differentiable(module), _quiet():
+    with _differentiable(module), quiet():
         return torch.func.jvp(outputs, (values,), (dict(g),))[1].detach()
 
 
