@@ -264,8 +264,15 @@ class Capture:
             self._complete(tap)  # some outputs do not reach it
         for name in [n for n, left in self._open.items() if left and self._factors.get(n)]:
             self._deliver(name)  # some uses do not reach the output
+        self._sink = None  # it may know this capture, and what two know of each other is freed late
         if rows is None:
-            self._taps.clear()
+            self.release()
+
+    def release(self) -> None:
+        """Forget the taps and all that they hold."""
+        self._taps.clear()
+        self._factors.clear()
+        self._waiting.clear()
 
     @cached_property
     def head(self) -> tuple[tuple[str, ...], Tensor, Float[Tensor, "n k"], bool] | None:
@@ -338,7 +345,8 @@ class Capture:
             torch.autograd.grad(y, self._anchor, v, allow_unused=True)
         for name in [n for n, left in self._open.items() if left and self._factors.get(n)]:
             self._deliver(name)
-        self._taps.clear()
+        self._sink = None
+        self.release()
         return found
 
     def _reset(self) -> None:

@@ -262,8 +262,12 @@ class Contraction:
             self.forms = [f + times * g for f, g in zip(known, forms)]
         if same:
             left.factors = keep
-        if head is None:
+        if head is None or not same or last:
             left.y = None  # frees the graph before the exact path needs memory
+            left.capture.release()
+        if last and not same:
+            right.y = None
+            right.capture.release()
         for bias, weight in folded.items():
             if weight in rows:
                 rows[bias] = self.row(bias, "+".join(capture.used[bias]), None, "folded", n1, n2, o, same)

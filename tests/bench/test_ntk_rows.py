@@ -89,3 +89,11 @@ def test_the_planner():
 def test_predicted_bytes():
     found = [json.loads(line) for line in (RESULTS / "ntk_plan.jsonl").read_text().splitlines()][-30:]
     assert sum(1 / 1.3 <= r["predicted_bytes"] / r["peak_bytes"] <= 1.3 for r in found) >= 27
+
+
+def test_twenty_thousand_samples_under_a_cap():
+    row = json.loads((RESULTS / "ntk_capped.jsonl").read_text().splitlines()[-1])
+    assert row["n"] == 20_000
+    assert row["kernel_bytes"] < row["peak_bytes"] <= row["cap_bytes"] == 2_000_000_000
+    assert row["error"] <= 5e-6
+    assert row["eigenvalues_error"] <= 1e-4

@@ -1,5 +1,6 @@
 """A cap is obeyed, changes no value, and says what would do where it cannot be met."""
 
+import gc
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,8 @@ from torch import nn
 from mechfeat.bench.memory import high_water
 from mechfeat.errors import MemoryCapError, OptionError
 from mechfeat.models import mlp
-from mechfeat.ntk import empirical_ntk, plan
+from mechfeat.ntk import empirical_ntk, plan, sketch
+from mechfeat.ntk.capture import Capture
 from mechfeat.ntk.footprint import MARGIN, SAFETY, largest_block
 from tests.ntk.test_exact import OUTPUTS
 
@@ -104,3 +106,25 @@ def test_a_cap_holds(outputs):
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("call", ["full", "two batches", "blocks", "wide head", "wide head, two batches", "plan", "sketch"])
+def test_a_pass_is_freed_at_once(call):
+    # Without the collector of cycles: what it would free late counts against a cap.
+    net, wide, x = mlp([5, 6, 7]), mlp([5, 4, 40]), torch.randn(9, 5)
+    run = {
+        "full": lambda: empirical_ntk(net, x),
+        "two batches": lambda: empirical_ntk(net, x, x[:4]),
+        "blocks": lambda: empirical_ntk(net, x.repeat(100, 1), outputs="trace", max_memory=30_000_000),
+        "wide head": lambda: empirical_ntk(wide, x, outputs="trace"),
+        "wide head, two batches": lambda: empirical_ntk(wide, x, x[:3], outputs="trace"),
+        "plan": lambda: plan(net, x),
+        "sketch": lambda: sketch(net, x, n_features=4),
+    }[call]
+    gc.collect()
+    gc.disable()
+    try:
+        run()
+        assert not any(type(o) is Capture for o in gc.get_objects())
+    finally:
+        gc.enable()
