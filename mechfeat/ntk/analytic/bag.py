@@ -55,16 +55,18 @@ class BagKernel(FeatureKernel):
     @cached_property
     def rho(self) -> float:
         """Kernel of a token with itself."""
-        return self._between(1.0)
+        one = torch.ones((), dtype=torch.float64)
+        return float(hidden_layer(self.activation, self.init, one, one, one))
 
     @cached_property
     def mu(self) -> float:
         """Kernel of two different tokens: what a token's score moves with every token seen, the bias of the activation."""
-        return self._between(0.0)
+        mean, rms = float(self.activation.mean(self.init.tau_sq)), self._power() ** 0.5
+        # The mean of an odd function is zero, and quadrature's rounding of it is not.
+        return self.init.trains("readout") * (mean**2 if abs(mean) > 1e-12 * rms else 0.0)
 
-    def _between(self, overlap: float) -> float:
-        one = torch.ones((), dtype=torch.float64)
-        return float(hidden_layer(self.activation, self.init, one, one, overlap * one))
+    def _power(self) -> float:
+        return float(self.activation.k(*[self.init.tau_sq] * 3))
 
     def feature_map(self) -> FeatureMap:
         r"""Counts of tokens with weight :math:`ρ - μ`, and the length with weight μ.

@@ -77,7 +77,8 @@ class RecurrentKernel(AnalyticKernel):
             base, gain, fresh, kept = torch.where(same, equal, other).unbind(-1)
             before, grad = K[..., :-1], G[..., :-1]
             K_row, G_row = base + gain * before, fresh + kept * before + gain * grad
-            read = (i == end1 - 1 if self.readout == "last" else i < end1)[:, None, None] & at_end
+            reads = (end1 == i + 1) if self.readout == "last" else (end1 > i)
+            read = reads[:, None, None] & at_end
             values = self.init.trains("readout") * K_row + float(self.init.readout**2) * G_row
             theta += torch.where(read, values, 0.0).sum(-1)
             K, G = torch.nn.functional.pad(K_row, (1, 0)), torch.nn.functional.pad(G_row, (1, 0))
