@@ -107,8 +107,8 @@ def conv(x: Doc, y: Doc, s: Sd, dual: Dual, size: int, padding: int) -> float:
     total = 0.0
     for A in windows(x):
         for B in windows(y):
-            o = sum(a is not None and a == b for a, b in zip(A, B))
-            total += _layer(sum(a is not None for a in A), sum(b is not None for b in B), o, s, dual)
+            o = float(sum(a is not None and a == b for a, b in zip(A, B)))
+            total += _layer(float(sum(a is not None for a in A)), float(sum(b is not None for b in B)), o, s, dual)
     return total
 
 
@@ -177,7 +177,7 @@ def mixing(x: Doc, y: Doc, A: Sequence[Sequence[float]], B: Sequence[Sequence[fl
     """
 
     def overlap(row: Sequence[float], d: Doc, column: Sequence[float], f: Doc) -> float:
-        return sum(row[j] * column[l] for j in range(len(d)) for l in range(len(f)) if d[j] == f[l])
+        return math.fsum(row[j] * column[l] for j in range(len(d)) for l in range(len(f)) if d[j] == f[l])
 
     total = 0.0
     for i in range(len(x)):
