@@ -68,6 +68,22 @@ MODELS: dict[str, Build] = {
     "gated rnn erf": lambda d, **o: GatedLinearRNN(N_TOKENS, d, d, activation="erf", **o),
     "gated rnn sum tanh": lambda d, **o: GatedLinearRNN(N_TOKENS, d, d, activation="tanh", readout="sum", **o),
 }
+FORMS = (
+    "bag relu",
+    "cnn 3 relu",
+    "cnn 4 padding 1 erf",
+    "attention",
+    "attention value residual",
+    "attention separate",
+    "mixing attention relu",
+    "mixing causal attention last erf",
+    "mixing matrix relu",
+    "bigram",
+    "hadamard",
+    "mv-rnn",
+    "linear rnn sum",
+    "gated rnn erf",
+)  # those that differ in more than the activation: what short tests take
 
 
 def build(name: str, width: int, seed: int = 0, init: InitSpec = INIT, **options: Any) -> TextModel:
