@@ -110,16 +110,16 @@ def test_its_kernel_is_indeed_random_and_that_of_scores_over_d_is_not():
     def spread(scaling):
         def make(width, seed):
             generator = torch.Generator().manual_seed(seed)
-            return SelfAttention(6, width, query_key="separate", scaling=scaling, value=True, init=InitSpec(), generator=generator)
+            return SelfAttention(6, width, query_key="separate", scaling=scaling, init=InitSpec(), generator=generator)
 
-        kernels = torch.stack([r.kernel.double() for r in finite(make, 1024, 10, ids)])
+        kernels = torch.stack([r.kernel.double() for r in finite(make, 1024, 6, ids)])
         return float((kernels.std(0).diagonal() / kernels.mean(0).diagonal()).max()), kernels.mean(0)
 
     random, _ = spread("1/sqrt(d)")
     steady, mean = spread("1/d")
     assert random > 0.1
     assert steady < 0.1
-    assert relative(mean, AttentionKernel(query_key="separate", value=True)(ids)) <= 0.05
+    assert relative(mean, AttentionKernel(query_key="separate")(ids)) <= 0.05
 
 
 def test_a_gate_with_a_jump_is_refused(unchecked):
