@@ -171,9 +171,9 @@ class Nonlinearity(_Plain):
         """What its outputs are: neither Gaussian nor, their mean being another, independent of other branches."""
         if not before.gaussian:
             raise UnsupportedModelError(
-                f"{self} stands where its inputs are not Gaussian at infinite width: after another activation function or Flatten, on the "
-                "inputs of the network, or on a sum with one of these. Put Dense or Conv before it; `mechfeat.ntk.empirical_ntk` serves any "
-                "network."
+                f"{self} stands where its inputs are not Gaussian at infinite width: after another activation function or Flatten, on "
+                "the inputs of the network, or on a sum with one of these. Put Dense or Conv before it; `mechfeat.ntk.empirical_ntk` "
+                "serves any network."
             )
         return Kind()
 
@@ -313,8 +313,8 @@ class Residual:
         shortcut, other = chain(self.shortcut, shape, width, generator)
         if out != other:
             raise ShapeError(
-                f"At width {width} the branches of a residual block end with shapes {list(out)} and {list(other)}. Give the shortcut a Dense "
-                "or Conv of its own, or put one before the block."
+                f"At width {width} the branches of a residual block end with shapes {list(out)} and {list(other)}. Give the shortcut a "
+                "Dense or Conv of its own, or put one before the block."
             )
         return Branches([nn.Sequential(*body), nn.Sequential(*shortcut)]), out
 
