@@ -1,4 +1,4 @@
-"""Every text model with an infinite-width kernel, in each of its forms, and eight documents: what benchmarks and tests hold against each other."""
+"""Every text model with an infinite-width kernel, in each of its forms, and eight documents to hold both sides against each other."""
 
 from collections.abc import Callable
 from typing import Any
@@ -55,7 +55,7 @@ MODELS: dict[str, Build] = {
     "attention separate": lambda d, **o: SelfAttention(N_TOKENS, d, query_key="separate", **o),
     "mixing attention relu": lambda d, **o: MixingBlock(N_TOKENS, d, d, **o),
     "mixing causal attention last erf": lambda d, **o: MixingBlock(
-        V, d, d, mixing="causal_attention", readout="last", activation="erf", **o
+        N_TOKENS, d, d, mixing="causal_attention", readout="last", activation="erf", **o
     ),
     "mixing mean gelu": lambda d, **o: MixingBlock(N_TOKENS, d, d, mixing="mean", residual=0.5, activation="gelu", **o),
     "mixing matrix relu": lambda d, **o: MixingBlock(N_TOKENS, d, d, mixing=given_mixing(), residual=0, **o),

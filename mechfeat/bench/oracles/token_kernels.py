@@ -6,6 +6,7 @@ a dual activation is a triple of functions (k, k1, k2) of variances and covarian
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 Doc = Sequence[int]
@@ -106,8 +107,8 @@ def conv(x: Doc, y: Doc, s: Sd, dual: Dual, size: int, padding: int) -> float:
     total = 0.0
     for A in windows(x):
         for B in windows(y):
-            o = sum(a is not None and a == b for a, b in zip(A, B))
-            total += _layer(sum(a is not None for a in A), sum(b is not None for b in B), o, s, dual)
+            o = float(sum(a is not None and a == b for a, b in zip(A, B)))
+            total += _layer(float(sum(a is not None for a in A)), float(sum(b is not None for b in B)), o, s, dual)
     return total
 
 
@@ -176,7 +177,7 @@ def mixing(x: Doc, y: Doc, A: Sequence[Sequence[float]], B: Sequence[Sequence[fl
     """
 
     def overlap(row: Sequence[float], d: Doc, column: Sequence[float], f: Doc) -> float:
-        return sum(row[j] * column[l] for j in range(len(d)) for l in range(len(f)) if d[j] == f[l])
+        return math.fsum(row[j] * column[l] for j in range(len(d)) for l in range(len(f)) if d[j] == f[l])
 
     total = 0.0
     for i in range(len(x)):
@@ -200,7 +201,7 @@ def bigram(x: Doc, y: Doc, s: Sd, unigram: float) -> float:
         The kernel.
     """
     one = sum(a == b for a in x for b in y)
-    two = sum(p == q for p in zip(x, x[1:]) for q in zip(y, y[1:]))
+    two = sum(p == q for p in pairwise(x) for q in pairwise(y))
     return unigram**2 * (s.e**2 + s.v**2) * one + (s.M**2 * s.e**2 + s.v**2 * s.e**2 + s.v**2 * s.M**2) * two
 
 
@@ -216,7 +217,7 @@ def hadamard(x: Doc, y: Doc, s: Sd) -> float:
         The kernel.
     """
     t2 = s.w**2 * s.e**2
-    two = sum(p == q for p in zip(x, x[1:]) for q in zip(y, y[1:]))
+    two = sum(p == q for p in pairwise(x) for q in pairwise(y))
     return (t2**2 + 2 * s.v**2 * t2 * (s.e**2 + s.w**2)) * two
 
 
