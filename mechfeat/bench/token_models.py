@@ -45,6 +45,7 @@ MODELS: dict[str, Build] = {
     "bag erf": lambda d, **o: BagMLP(N_TOKENS, d, d, activation="erf", **o),
     "bag silu": lambda d, **o: BagMLP(N_TOKENS, d, d, activation="silu", **o),
     "cnn 3 relu": lambda d, **o: TextCNN(N_TOKENS, d, d, **o),
+    "cnn 3 cos": lambda d, **o: TextCNN(N_TOKENS, d, d, activation="cos", **o),  # not 0 at 0: padding would be seen
     "cnn 3 tanh": lambda d, **o: TextCNN(N_TOKENS, d, d, activation="tanh", **o),
     "cnn 2 padding 0 gelu": lambda d, **o: TextCNN(N_TOKENS, d, d, kernel_size=2, padding=0, activation="gelu", **o),
     "cnn 4 padding 1 erf": lambda d, **o: TextCNN(N_TOKENS, d, d, kernel_size=4, padding=1, activation="erf", **o),
@@ -70,7 +71,7 @@ MODELS: dict[str, Build] = {
 }
 FORMS = (
     "bag relu",
-    "cnn 3 relu",
+    "cnn 3 cos",
     "cnn 4 padding 1 erf",
     "attention",
     "attention value residual",
