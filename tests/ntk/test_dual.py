@@ -256,6 +256,19 @@ def test_the_message_about_a_kink():
     )
 
 
+def test_a_jump_of_the_curvature_alone():
+    """relu², whose second derivative is twice a step: k2 is four times the probability of a quadrant (Sheppard)."""
+    square = Activation.of(lambda x: torch.relu(x).square(), kinks=(0,))
+    a, b, rho = torch.tensor([1.0, 2.0, 0.3]), torch.tensor([1.0, 0.5, 0.3]), torch.tensor([0.5, -0.9, 1.0])
+    expected = 4 * (0.25 + torch.asin(rho) / (2 * math.pi))
+    torch.testing.assert_close(square.k2(a, b, rho * (a * b).sqrt()), expected, rtol=1e-7, atol=0)  # asin doubles the error near 1
+
+
+@pytest.mark.parametrize("phi", [lambda x: torch.tanh(100 * x), lambda x: torch.sin(50 * x), F.mish, F.logsigmoid, torch.square, torch.exp])
+def test_steep_and_growing_functions_are_no_kinks(phi):
+    assert Activation.of(phi, method="quadrature", tolerance=math.inf).kinks == ()
+
+
 @pytest.mark.parametrize("name", SMOOTH)
 def test_smooth_functions_pass_for_smooth(name):
     steep = FUNCTIONS[name]

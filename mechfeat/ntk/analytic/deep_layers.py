@@ -34,19 +34,46 @@ class Layer(Protocol):
     """What a layer can say of itself."""
 
     def kind(self, before: Kind) -> Kind:
-        """What its outputs are, given what its inputs are."""
+        """What its outputs are.
+
+        Args:
+            before: What its inputs are.
+
+        Returns:
+            What its outputs are.
+        """
         ...
 
     def needs_pairs(self) -> bool:
-        """Whether it needs the covariances of all pairs of positions."""
+        """Whether it needs the covariances of all pairs of positions.
+
+        Returns:
+            True if it averages over positions.
+        """
         ...
 
     def infinite(self, K: Covariance) -> Covariance:
-        """The covariance after it."""
+        """What it does at infinite width.
+
+        Args:
+            K: The covariance of its inputs.
+
+        Returns:
+            The covariance of its outputs.
+        """
         ...
 
     def finite(self, shape: tuple[int, ...], width: int, generator: torch.Generator | None) -> tuple[nn.Module, tuple[int, ...]]:
-        """The module of finite width, and the shape ``(channel, *position)`` of what it gives."""
+        """What it is at a finite width.
+
+        Args:
+            shape: Shape ``(channel, *position)`` of an input.
+            width: Channels of its outputs, where it has weights.
+            generator: Source of the weights.
+
+        Returns:
+            A module, and the shape of an output.
+        """
         ...
 
 
