@@ -219,6 +219,17 @@ def test_declared_kinks_are_integrated_between(rho, order):
     assert 0 < found.error <= 1e-9
 
 
+@pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6, 1e-9, 1e-12])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_kinks_are_integrated_at_nearly_perfect_correlation(gap, sign):
+    """The panels have to follow the width √(1-ρ²) in which the inner integral turns."""
+    a, b = torch.tensor([1.7]), torch.tensor([0.6])
+    c = sign * (1 - gap) * (a * b).sqrt()
+    closed, found = Activation.of("relu"), Activation.of("relu", method="quadrature")
+    torch.testing.assert_close(found.k(a, b, c), closed.k(a, b, c), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.k1(a, b, c), closed.k1(a, b, c), rtol=0, atol=1e-10)
+
+
 def test_the_plain_rule_is_wrong_across_a_kink_and_the_split_rule_is_not():
     from mechfeat.ntk import dual_quadrature
 
