@@ -13,9 +13,10 @@ from mechfeat.superposition.metrics import (
     participation_ratio,
 )
 from mechfeat.superposition.reading import read_directions
-from mechfeat.superposition.training import Loss, Optimizer, Record, Run, Schedule, cross_entropy, fit, grid, lp, mse
+from mechfeat.superposition.training import Event, Loss, Optimizer, Record, Run, Schedule, cross_entropy, fit, grid, lp, mse
 
 __all__ = [
+    "Event",
     "Loss",
     "Optimizer",
     "Record",
