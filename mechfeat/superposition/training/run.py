@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mechfeat.errors import OptionError, ShapeError
@@ -110,7 +110,7 @@ class Run(Stored):
             ),
         )
 
-    def labelled(self, values: Float[Tensor, "instance ..."]) -> Tensor:
+    def labelled(self, values: Shaped[Tensor, "instance ..."]) -> Tensor:
         """Values of instances, laid out on the labelled axes.
 
         Args:
