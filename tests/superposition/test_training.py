@@ -56,26 +56,15 @@ def assert_same_parameters(model, bank, i, **tolerance):
         torch.testing.assert_close(p[i], model.values[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
 
 
-def assert_fits_as_torch(
-    bank, data, batches, *, lr=0.1, optimizer="sgd", task=None, loss=None, gradients="auto", batch=None, **oracle_options
-):
+def assert_fits_as_torch(bank, data, batches, *, lr=0.1, optimizer="sgd", kind="mse", importance=None, **options):
     """Every instance ends, and has the losses on the way, that the oracle has from the same start."""
     singles = [single(bank, i) for i in range(len(bank))]
-    run = fit(
-        bank,
-        data,
-        steps=STEPS,
-        lr=lr,
-        optimizer=optimizer,
-        task=task,
-        loss=loss,
-        gradients=gradients,
-        batch=batch,
-        record=Record(5, 10_000),
-    )
+    run = fit(bank, data, steps=STEPS, lr=lr, optimizer=optimizer, record=Record(5, 10_000), **options)
     for i, model in enumerate(singles):
         rate = (lambda t: lr(t, STEPS)) if isinstance(lr, Schedule) else (lambda t: lr)
-        losses = oracle.train(model, lambda t, i=i: batches(i, t), steps=STEPS, lr=rate, optimizer=optimizer, **oracle_options)
+        losses = oracle.train(
+            model, lambda t, i=i: batches(i, t), steps=STEPS, lr=rate, optimizer=optimizer, kind=kind, importance=importance
+        )
         torch.testing.assert_close(run.losses[:-1, i], torch.tensor(losses), rtol=1e-8, atol=1e-12)
         assert_same_parameters(model, bank, i, rtol=1e-8, atol=1e-10)
     assert torch.equal(run.weights[-1], bank.W)
@@ -128,7 +117,7 @@ def test_importance_of_each_instance():
     eye, importance = torch.eye(6), torch.rand(3, 6)
     bank = ToyBank(ToySpec(6, 2), 3)
     singles = [single(bank, i) for i in range(3)]
-    fit(bank, OneHot(6), steps=STEPS, lr=0.1, loss=mse(importance))
+    fit(bank, OneHot(6), steps=STEPS, lr=0.1, loss=mse(importance), chunk=2)
     for i, model in enumerate(singles):
         oracle.train(model, lambda t: (eye, eye), steps=STEPS, lr=lambda t: 0.1, importance=importance[i])
         assert_same_parameters(model, bank, i)
@@ -140,7 +129,7 @@ def test_weights_of_inputs_for_each_instance():
     weight = torch.tensor([[0.75, 0.25], [0.5, 0.5]])
     bank = ToyBank(ToySpec(3, 2), 2)
     singles = [single(bank, i) for i in range(2)]
-    fit(bank, Exact(3, x, weight), steps=STEPS, lr=0.1)
+    fit(bank, Exact(3, x, weight), steps=STEPS, lr=0.1, chunk=1)
     for model, rows in zip(singles, ([0, 0, 0, 1], [0, 1])):
         oracle.train(model, lambda t, rows=rows: (x[rows], x[rows]), steps=STEPS, lr=lambda t: 0.1)
     for i in range(2):
@@ -169,7 +158,7 @@ def test_sampled_batches(data, task, gradients):
         found = streams[i](t)
         return found.x[0], found.y[0]
 
-    assert_fits_as_torch(bank, data, batches, optimizer="adam", lr=0.01, task=task, gradients=gradients, batch=8)
+    assert_fits_as_torch(bank, data, batches, optimizer="adam", lr=0.01, task=task, gradients=gradients, batch=8, chunk=2)
 
 
 @pytest.mark.parametrize("data", [OneHot(20), SparseUniform(20, density=0.05)], ids=["one-hot", "sampled"])
