@@ -1,5 +1,6 @@
 """Neural tangent kernels: empirical ones, exact and proved, of any model."""
 
+from mechfeat.ntk.dual import Activation
 from mechfeat.ntk.dynamics import KernelDynamics
 from mechfeat.ntk.dynamics_model import TrainingPrediction, linearize, predict_training
 from mechfeat.ntk.empirical import PROVED, empirical_ntk, plan
@@ -13,6 +14,7 @@ from mechfeat.ntk.spectrum import AlignmentFinding, Spectrum, label_alignment, s
 
 __all__ = [
     "PROVED",
+    "Activation",
     "AlignmentFinding",
     "Coverage",
     "Eigenpairs",

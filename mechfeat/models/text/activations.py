@@ -1,4 +1,4 @@
-"""Activation functions by name: the one list that finite networks and infinite-width kernels both read, so that they cannot mean different functions.
+"""Activation functions by name: the one list that finite networks and infinite-width kernels both read, so that they mean the same.
 
 A name stands for the function it has in the literature: ``gelu`` is :math:`x Φ(x)` without approximation, ``erf`` is not rescaled.
 """
@@ -91,6 +91,3 @@ def activation(phi: str | Function) -> Function:
     if phi not in FUNCTIONS:
         raise OptionError("activation", phi, (*FUNCTIONS, "a function of a tensor"))
     return FUNCTIONS[phi]
-
-
-__all__ = ["FUNCTIONS", "Function", "LeakyReLU", "activation", "linear"]
