@@ -49,7 +49,7 @@ def pair_noise(kernel: Any) -> PairNoise | None:
     Returns:
         Variances; None for a kernel of another kind, whose form is not derived.
     """
-    init, phi = getattr(kernel, "init", None), getattr(kernel, "phi", None)
+    init, phi = getattr(kernel, "init", None), getattr(kernel, "activation", None)
     if init is None or phi is None:
         return None
     q, (s_e, s_w, s_v) = init.tau_sq, (float(getattr(init, part)) for part in ("embedding", "hidden", "readout"))

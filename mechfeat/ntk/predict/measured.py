@@ -39,8 +39,8 @@ def measured_scores(
             if not isinstance(out, Tensor) or out.ndim not in (1, 2) or len(out) != len(part):
                 shape = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
                 raise ModelOutputError(
-                    f"The model gave {shape} for {len(part)} n-grams. Scores are [{len(part)}] or [{len(part)}, classes]; wrap a model that "
-                    "returns something else."
+                    f"The model gave {shape} for {len(part)} n-grams. Scores are [{len(part)}] or [{len(part)}, classes]; wrap a model "
+                    "that returns something else."
                 )
             found.append(out.detach().double().cpu().reshape(len(part), -1))
     return torch.cat(found)

@@ -101,11 +101,10 @@ class FeaturePrediction(Stored):
 
         What :meth:`at` raises is raised as well.
         """
-        width = self.settings.get("width") if width is None else width
-        if self.noise is None or width is None:
+        i, known = self.at(step), self._width(width)
+        if self.noise is None or known is None:
             return None
-        d, m = widths(tuple(width) if isinstance(width, list) else width)  # type: ignore[arg-type]
-        i = self.at(step)
+        d, m = known
         return (self.noise[0, i] / d + self.noise[1, i] / m).sqrt()
 
     def expected_drift(self, width: int | tuple[int, int] | None = None, step: int | float | None = None) -> float | None:
@@ -124,10 +123,8 @@ class FeaturePrediction(Stored):
 
         What :meth:`at` raises is raised as well.
         """
-        width = self.settings.get("width") if width is None else width
-        if self.length is None or width is None:
-            return None
-        return float(self.length[self.at(step)]) / min(widths(tuple(width) if isinstance(width, list) else width)) ** 0.5  # type: ignore[arg-type]
+        i, known = self.at(step), self._width(width)
+        return None if self.length is None or known is None else float(self.length[i]) / min(known) ** 0.5
 
     def verdict(self, width: int | tuple[int, int] | None = None, step: int | float | None = None) -> str:
         """The regime to expect, in words.
@@ -190,6 +187,12 @@ class FeaturePrediction(Stored):
             Its name, or its ids.
         """
         return self.names[i] if self.names else " ".join(str(t) for t in self.ngrams[i].tolist() if t >= 0) or "(empty)"
+
+    def _width(self, width: int | tuple[int, int] | None) -> tuple[int, int] | None:
+        if width is not None:
+            return widths(width)
+        told = self.settings.get("width")
+        return None if told is None else (int(told[0]), int(told[1]))
 
     def __str__(self) -> str:
         return self.table()

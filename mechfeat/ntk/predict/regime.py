@@ -41,6 +41,6 @@ def rich_message(drift: float) -> str:
     """
     return (
         f"The kernel moved by {drift:.3g} of its initial norm during training, and a prediction from the initial kernel rests on a change "
-        f"below {DRIFT_LIMIT:g}: the network is in the rich regime. Ranks of scores may survive, magnitudes do not. A wider network, larger "
-        "initial weights in NTK parameterisation or fewer steps come closer to the kernel regime."
+        f"below {DRIFT_LIMIT:g}: the network is in the rich regime. Ranks of scores may survive, magnitudes do not. A wider network, "
+        "larger initial weights in NTK parameterisation or fewer steps come closer to the kernel regime."
     )

@@ -67,7 +67,8 @@ def predict_features(
         reduction: Mean or sum over documents.
         time: ``"descent"`` or ``"flow"``.
         n_classes: Number of classes for softmax; by default one more than the largest label.
-        n_tokens: Size of the vocabulary, for a check; an empirical kernel needs it for its bias part.
+        n_tokens: Size of the vocabulary, by default the kernel's. Ids beyond it are refused; an empirical kernel has a bias part only
+            where it leaves room for tokens that no document has.
         width: Of the network to be compared with, for the printed cross-talk: one number, or embedding size and hidden width.
         names: What the n-grams are called.
         method: ``"features"`` trains the exact sparse linear model of a kernel that has one, in O(non-zeros) a step and without a
@@ -111,6 +112,7 @@ def predict_features(
     if not (isinstance(n_null, int) and n_null >= 0):
         raise OptionError("n_null", n_null, ("a number of draws, 0 for none",))
     stops = _stops(steps, time)
+    n_tokens = getattr(kernel, "n_tokens", None) if n_tokens is None else n_tokens
     n, count = check_documents(docs, "docs", n_tokens), check_documents(ngrams, "ngrams", n_tokens)
     if len(labels) != n:
         raise ShapeError(f"labels has {len(labels)} entries, and there are {n} documents. Each document needs one label.")
@@ -118,13 +120,13 @@ def predict_features(
         raise ShapeError(f"names has {len(names)} entries, and there are {count} n-grams. Give one name an n-gram, or none.")
     o = _outputs(labels, loss, n_classes)
     Y = targets(labels.cpu(), loss, n, o)
-    reason = "n_null is 0" if not n_null else "all labels are equal" if n < 2 or bool((Y == Y[0]).all()) else None
+    reason = "n_null is 0" if not n_null else "all labels are equal" if n < 2 or bool((Y[0] == Y).all()) else None
     orders = None
     if reason is None:
         orders = permuted_labels(torch.arange(n), n_null, generator=torch.Generator().manual_seed(seed))
     sparse = has_sparse_map(kernel) if method == "auto" else method == "features"
     if sparse and not has_sparse_map(kernel):
-        raise ShapeError(f"{type(kernel).__name__} has no sparse features (rho and mu, or feature_map). Use method='kernel'.")
+        raise ShapeError(f"{type(kernel).__name__} has no sparse features (feature_map). Use method='kernel'.")
     task = Task(Y, orders, stops, loss, float(lr), reduction, time, n_tokens)
     found = (by_features if sparse else by_kernel)(kernel, docs, ngrams, task)
     settings = {

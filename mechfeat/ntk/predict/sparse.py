@@ -11,7 +11,6 @@ step costs one product with the matrix and one with its transpose, and the docum
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -43,9 +42,9 @@ def has_sparse_map(kernel: Any) -> bool:
         kernel: The kernel.
 
     Returns:
-        True for one with ``rho`` and ``mu``, or with a ``feature_map`` method.
+        True for one with a ``feature_map`` method.
     """
-    return is_bag(kernel) or callable(getattr(kernel, "feature_map", None))
+    return callable(getattr(kernel, "feature_map", None))
 
 
 def is_bag(kernel: Any) -> bool:
@@ -69,28 +68,38 @@ def sparse_map(kernel: Any, docs: Any, ngrams: Int[Tensor, "ngram position"]) ->
         ngrams: N-grams as padded ids.
 
     Returns:
-        The map.
+        The map, block after block in the order of the kernel's.
 
     Raises:
-        ShapeError: The features of documents and n-grams do not fit each other, or counts were given to a kernel that needs order.
+        ShapeError: Counts were given to a kernel that needs the order of tokens.
     """
     import numpy as np
     from scipy import sparse
 
-    if is_bag(kernel):
-        columns = max(docs.shape[1] if is_counts(docs) else top_id(docs) + 1, top_id(ngrams) + 1)
-        blocks, lengths = [], []
-        for given in (docs, ngrams):
-            counts = _wider(given, columns) if is_counts(given) else token_counts(given, columns)
-            blocks.append(counts)
-            lengths.append(sparse.csr_matrix(counts.sum(1)))
-        weights = np.r_[np.full(columns, max(kernel.rho - kernel.mu, 0.0)), max(kernel.mu, 0.0)]
-        scale = np.sqrt(weights)
-        both = [(sparse.hstack([c, t], format="csr") @ sparse.diags(scale)).tocsr() for c, t in zip(blocks, lengths)]
-        return SparseMap(*both, bias=columns, scale=scale)
-    if is_counts(docs):
+    counted = is_counts(docs)
+    if counted and not is_bag(kernel):
         raise ShapeError(f"docs are token counts, and {type(kernel).__name__} needs the order of tokens. Give padded ids [doc position].")
-    return SparseMap(*_aligned(kernel, docs, ngrams))
+    n_tokens = max(docs.shape[1] if counted else top_id(docs) + 1, top_id(ngrams) + 1)
+    left: list[Any] = []
+    right: list[Any] = []
+    scales: list[Any] = []
+    bias = None
+    for block in kernel.feature_map().blocks:
+        grams = block.features(ngrams, n_tokens)
+        if counted:
+            counts = _wider(docs, n_tokens)
+            rows = sparse.csr_array(np.asarray(counts.sum(1)).reshape(-1, 1)) if block.name == "length" else counts
+        else:
+            rows = block.features(docs, n_tokens)
+        if rows.shape[1] > n_tokens:
+            rows, grams = _used(rows, grams)  # of all possible bigrams few occur, and the others never learn
+        if block.name == "length":
+            bias = sum(part.shape[1] for part in left)
+        scale = float(max(block.weight, 0.0)) ** 0.5
+        left.append(rows * scale)
+        right.append(grams * scale)
+        scales.append(np.full(rows.shape[1], scale))
+    return SparseMap(sparse.hstack(left, format="csr"), sparse.hstack(right, format="csr"), bias, np.concatenate(scales))
 
 
 def is_counts(docs: Any) -> bool:
@@ -116,6 +125,7 @@ def token_counts(ids: Int[Tensor, "doc position"], n_tokens: int) -> Any:
         A SciPy CSR matrix ``[doc token]`` in float64.
 
     Example:
+        >>> import torch
         >>> token_counts(torch.tensor([[0, 2, 2], [1, -1, -1]]), 3).toarray()
         array([[1., 0., 2.],
                [0., 1., 0.]])
@@ -176,7 +186,23 @@ def top_id(ids: Int[Tensor, "doc position"]) -> int:
     return int(ids.max()) if ids.numel() else -1
 
 
+def _used(rows: Any, grams: Any) -> tuple[Any, Any]:
+    """Columns that documents use."""
+    import numpy as np
+    from scipy import sparse
+
+    used, where = np.unique(rows.indices, return_inverse=True)
+    places = np.minimum(np.searchsorted(used, grams.indices), max(len(used) - 1, 0))
+    kept = used[places] == grams.indices if len(used) else np.zeros(len(places), bool)
+    shape = (grams.shape[0], max(1, len(used)))
+    origin = np.repeat(np.arange(grams.shape[0]), np.diff(grams.indptr))
+    known = sparse.csr_array((grams.data[kept], (origin[kept], places[kept])), shape=shape)
+    return sparse.csr_array((rows.data, where, rows.indptr), shape=(rows.shape[0], shape[1])), known
+
+
 def _wider(counts: Any, columns: int) -> Any:
-    counts = counts.tocsr().astype("float64")
-    counts.resize(counts.shape[0], columns)
-    return counts
+    from scipy import sparse
+
+    found = sparse.csr_array(counts, dtype=float)
+    found.resize(found.shape[0], columns)
+    return found

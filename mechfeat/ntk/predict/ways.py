@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechfeat.errors import ShapeError, StepSizeError
+from mechfeat.ntk.analytic import AnalyticKernel
 from mechfeat.ntk.dynamics import KernelDynamics, Time
 from mechfeat.ntk.dynamics_layout import kernel_of
 from mechfeat.ntk.dynamics_losses import CURVATURE, Loss, Reduction
@@ -81,7 +82,8 @@ def by_features(kernel: Kernel, docs: Any, ngrams: Int[Tensor, "ngram position"]
         flat = phi.ngrams @ drawn.reshape(len(drawn), -1)
         null = torch.from_numpy(np.ascontiguousarray(flat.reshape(len(flat), *drawn.shape[1:]).transpose(1, 0, 2)))
     lengths = [float(np.linalg.norm(theta)) for theta in thetas]
-    noise, pairs, columns = None, pair_noise(kernel) if is_bag(kernel) else None, phi.docs.shape[1] - 1
+    noise, pairs = None, pair_noise(kernel) if is_bag(kernel) else None
+    columns = phi.docs.shape[1] - 1
     if pairs is not None and phi.scale[:columns].min(initial=1.0) > 0:
         # θ is √(ρ - μ) Δ on the tokens.
         deltas = [theta[:columns] / phi.scale[:columns, None] for theta in thetas]
@@ -114,7 +116,9 @@ def by_kernel(kernel: Kernel, docs: Any, ngrams: Int[Tensor, "ngram position"], 
     step = training if task.time == "descent" else KernelDynamics(theta, y, **options)
     top = max(top_id(docs), top_id(ngrams))
     unseen = fresh(ngrams, top + 1)
-    known = task.n_tokens is None or top_id(unseen) < task.n_tokens
+    if isinstance(kernel, AnalyticKernel):
+        kernel = replace(kernel, n_tokens=None)  # it matches tokens, and has none of its own
+    known = isinstance(kernel, AnalyticKernel) or task.n_tokens is None or top_id(unseen) < task.n_tokens
     other = kernel_of(kernel(unseen, docs), "kernel(ngrams, docs)") if known else None
 
     def parts(dynamics: KernelDynamics, t: Any) -> tuple[Tensor, Tensor]:
