@@ -63,7 +63,7 @@ class Activation:
         >>> float(relu.k(1.0, 1.0, 1.0)), float(relu.k1(1.0, 1.0, 0.0)), relu.error
         (0.5, 0.25, 0.0)
         >>> round(float(Activation.of(torch.tanh).k(1.0, 1.0, 0.5)), 4)
-        0.1882
+        0.1863
     """
 
     name: str

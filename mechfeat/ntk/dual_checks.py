@@ -101,8 +101,8 @@ def checked(name: str, **given: Tensor | float | int) -> tuple[Tensor, ...]:
         i = beyond.nonzero()[0].tolist()
         at = tuple(i)
         raise ShapeError(
-            f"At {i}, c={float(c[at]):g} exceeds √(ab)={float(limit[at]):g} of a={float(a[at]):g}, b={float(b[at]):g}: no Gaussian pair has "
-            "such a covariance. Check which variances go with it."
+            f"At {i}, c={float(c[at]):g} exceeds √(ab)={float(limit[at]):g} of a={float(a[at]):g}, b={float(b[at]):g}: no Gaussian pair "
+            "has such a covariance. Check which variances go with it."
         )
     # By ab, not by its root: where a = b = c the covariance must stay what it is.
     return a, b, torch.where(c * c > a * b, torch.copysign(limit, c), c)

@@ -1,8 +1,8 @@
 r"""Dual activations by quadrature.
 
 The pair is written :math:`u = \sqrt a\, x`, :math:`v = \sqrt b\,(ρ x + \sqrt{1-ρ^2}\, y)` with independent standard x and y. A smooth
-function is integrated by the product of two Gauss–Hermite rules. That converges slowly at a kink; there, each half-line between kinks is cut into
-panels that shrink towards the kinks, with a Gauss–Legendre rule in each, inside over y and outside over x.
+function is integrated by the product of two Gauss–Hermite rules. That converges slowly at a kink; there, each half-line between kinks is
+cut into panels that shrink towards the kinks, with a Gauss–Legendre rule in each, inside over y and outside over x.
 """
 
 import math
