@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from mechfeat.errors import ShapeError, StepSizeError
 from mechfeat.ntk.analytic import AnalyticKernel
 from mechfeat.ntk.dynamics import KernelDynamics, Time
-from mechfeat.ntk.dynamics_layout import kernel_of
-from mechfeat.ntk.dynamics_losses import CURVATURE, Loss, Reduction
+from mechfeat.ntk.dynamics_layout import blocks, kernel_of, times
+from mechfeat.ntk.dynamics_losses import CURVATURE, Loss, Reduction, gradient
 from mechfeat.ntk.empirical import empirical_ntk
 from mechfeat.ntk.predict.cross_talk import PairNoise, pair_noise, score_noise, smallest_deviation
 from mechfeat.ntk.predict.descent import largest_eigenvalue, train_sparse
@@ -118,7 +118,8 @@ def by_kernel(kernel: Kernel, docs: Any, ngrams: Int[Tensor, "ngram position"], 
     f0 = torch.zeros(task.Y.shape, dtype=torch.float64, device=theta.device)
     options: dict[str, Any] = {"loss": task.loss, "lr": task.lr, "reduction": task.reduction, "f0": f0}
     training = KernelDynamics(theta, y, time=task.time, **options)
-    step = training if task.time == "descent" else KernelDynamics(theta, y, **options)
+    scale = task.lr / (len(task.Y) if task.reduction == "mean" else 1)
+    pull = -scale * gradient(torch.zeros_like(task.Y), task.Y, task.loss)[None].to(theta.device)
     top = max(top_id(docs), top_id(ngrams))
     unseen = fresh(ngrams, top + 1)
     if isinstance(kernel, AnalyticKernel):
@@ -126,11 +127,16 @@ def by_kernel(kernel: Kernel, docs: Any, ngrams: Int[Tensor, "ngram position"], 
     known = isinstance(kernel, AnalyticKernel) or task.n_tokens is None or top_id(unseen) < task.n_tokens
     other = kernel_of(kernel(unseen, docs), "kernel(ngrams, docs)") if known else None
 
-    def parts(dynamics: KernelDynamics, t: Any) -> tuple[Tensor, Tensor]:
-        whole = dynamics.at(t, cross).double().cpu()
-        return whole, torch.full_like(whole, torch.nan) if other is None else dynamics.at(t, other).double().cpu()
-
     stops = list(task.stops)
+
+    def parts(outputs: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        whole = outputs(cross).double().cpu()
+        return whole, torch.full_like(whole, torch.nan) if other is None else outputs(other).double().cpu()
+
+    def first(K: Tensor) -> Tensor:
+        return times(blocks(K), pull, K.ndim)[0]
+
+    scores = parts(lambda K: training.at(stops, K))
     null = None if task.orders is None else training.shuffled(task.orders, stops[-1], cross).double().cpu()
     alphas = training.coefficients(stops).double().cpu()
     squares = (alphas * training.at(stops).double().cpu()).sum((1, 2)).clamp(min=0)
@@ -140,7 +146,7 @@ def by_kernel(kernel: Kernel, docs: Any, ngrams: Int[Tensor, "ngram position"], 
     elif pairs is not None:
         counts = token_counts(docs, top + 1)
         noise = _noise(pairs, [counts.T @ alpha.numpy() for alpha in alphas], token_counts(ngrams, top + 1))
-    return _fields(kernel, parts(training, stops), parts(step, 1), null, squares.sqrt().tolist(), noise)
+    return _fields(kernel, scores, parts(first), null, squares.sqrt().tolist(), noise)
 
 
 def _fields(
