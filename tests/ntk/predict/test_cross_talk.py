@@ -90,7 +90,9 @@ def test_a_kernel_without_a_form_is_measured_on_networks():
     options = {"steps": 3, "lr": 0.01, "n_null": 0, "n_tokens": 20}
     assert predict_features(kernel, docs, labels, grams, **options).cross_talk(32) is None
     found = predict_features(kernel, docs, labels, grams, networks=nets, width=32, **options)
-    again = torch.stack([predict_features(lambda a, b=None, n=n: empirical_ntk(n, a, b), docs, labels, grams, **options).scores[0] for n in nets])
+    again = torch.stack(
+        [predict_features(lambda a, b=None, n=n: empirical_ntk(n, a, b), docs, labels, grams, **options).scores[0] for n in nets]
+    )
     assert found.settings["cross_talk"] == "spread over 6 networks"
     # The coefficients are those of the closed form, where each network's prediction has its own: nearly the same after three small steps.
     torch.testing.assert_close(found.cross_talk(), again.std(0), rtol=0.05, atol=1e-6)

@@ -27,7 +27,9 @@ def task(loss, n=200):
 
 @pytest.mark.parametrize("loss", ["logistic", "softmax", "squared"])
 @pytest.mark.parametrize("time", ["descent", "flow"])
-@pytest.mark.parametrize("kernel", [RELU, TANH, AttentionKernel(residual=True), BigramKernel()], ids=["relu", "tanh", "attention", "bigram"])
+@pytest.mark.parametrize(
+    "kernel", [RELU, TANH, AttentionKernel(residual=True), BigramKernel()], ids=["relu", "tanh", "attention", "bigram"]
+)
 def test_sparse_features_give_what_the_kernel_gives(loss, time, kernel):
     docs, labels = task(loss)
     options = {"steps": [1, 20, 100], "lr": 0.01, "loss": loss, "time": time, "n_null": 3}
@@ -85,7 +87,9 @@ def test_the_first_step_is_counts_and_a_bias():
 
 def test_with_classes_the_first_step_is_counts_less_an_even_share():
     docs, labels = task("softmax")
-    found = predict_features(RELU, docs, labels, torch.arange(58)[:, None], steps=[1, 5], lr=0.001, loss="softmax", reduction="sum", n_null=0)
+    found = predict_features(
+        RELU, docs, labels, torch.arange(58)[:, None], steps=[1, 5], lr=0.001, loss="softmax", reduction="sum", n_null=0
+    )
     n = torch.stack([toy.counts(docs)[labels == c].sum(0) for c in range(4)], 1)  # [token class]
     want = (RELU.rho - RELU.mu) * (n - n.sum(1, keepdim=True) / 4)
     bias = RELU.mu * (n.sum(0) - n.sum() / 4)
@@ -143,7 +147,9 @@ def test_counts_do_for_documents():
     assert torch.equal(a.seen, b.seen)
 
 
-@pytest.mark.parametrize("kernel", [RELU, AttentionKernel(), ConvKernel(activation=Activation.of("relu"))], ids=["bag", "attention", "conv"])
+@pytest.mark.parametrize(
+    "kernel", [RELU, AttentionKernel(), ConvKernel(activation=Activation.of("relu"))], ids=["bag", "attention", "conv"]
+)
 def test_padding_changes_no_score(kernel):
     docs, labels = task("logistic", n=25)
     wide = torch.nn.functional.pad(docs, (0, 3), value=-1)
