@@ -2,8 +2,8 @@
 
     MECHFEAT_DATA=... python benchmarks/bench_predicted_features.py [--smoke]
 
-Each case is first verified on 200 of its documents: both routes must agree to 1e-10. Then predictions of every token's score by 100 steps of
-logistic descent are timed, one thread, process seconds, once with and once without the 20 predictions of the null. Appends to
+Each case is first verified on 200 of its documents: both routes must agree to 1e-10. Then predictions of every token's score by 100 steps
+of logistic descent are timed, one thread, process seconds, once with and once without the 20 predictions of the null. Appends to
 ``results/predicted_features.jsonl``. Without ``MECHFEAT_DATA`` generated text of the same size takes the place of SST; IMDB is left out.
 """
 
