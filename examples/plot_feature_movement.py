@@ -45,7 +45,7 @@ mf.plots.movement(found)
 # Where the prediction fails
 # --------------------------
 #
-# With sixteen times the learning rate the kernel itself moves within twenty steps. The result says so: the verdict is *rich*, with a warning,
+# With seventeen times the learning rate the kernel itself moves within twenty steps. The result says so: the verdict is *rich*, with a warning,
 # and the correlation has fallen.
 
 with warnings.catch_warnings(record=True) as caught:
