@@ -45,6 +45,7 @@ MODELS: dict[str, Build] = {
     "bag erf": lambda d, **o: BagMLP(N_TOKENS, d, d, activation="erf", **o),
     "bag silu": lambda d, **o: BagMLP(N_TOKENS, d, d, activation="silu", **o),
     "cnn 3 relu": lambda d, **o: TextCNN(N_TOKENS, d, d, **o),
+    "cnn 3 cos": lambda d, **o: TextCNN(N_TOKENS, d, d, activation="cos", **o),  # not 0 at 0: padding would be seen
     "cnn 3 tanh": lambda d, **o: TextCNN(N_TOKENS, d, d, activation="tanh", **o),
     "cnn 2 padding 0 gelu": lambda d, **o: TextCNN(N_TOKENS, d, d, kernel_size=2, padding=0, activation="gelu", **o),
     "cnn 4 padding 1 erf": lambda d, **o: TextCNN(N_TOKENS, d, d, kernel_size=4, padding=1, activation="erf", **o),
@@ -68,6 +69,22 @@ MODELS: dict[str, Build] = {
     "gated rnn erf": lambda d, **o: GatedLinearRNN(N_TOKENS, d, d, activation="erf", **o),
     "gated rnn sum tanh": lambda d, **o: GatedLinearRNN(N_TOKENS, d, d, activation="tanh", readout="sum", **o),
 }
+FORMS = (
+    "bag relu",
+    "cnn 3 cos",
+    "cnn 4 padding 1 erf",
+    "attention",
+    "attention value residual",
+    "attention separate",
+    "mixing attention relu",
+    "mixing causal attention last erf",
+    "mixing matrix relu",
+    "bigram",
+    "hadamard",
+    "mv-rnn",
+    "linear rnn sum",
+    "gated rnn erf",
+)  # those that differ in more than the activation: what short tests take
 
 
 def build(name: str, width: int, seed: int = 0, init: InitSpec = INIT, **options: Any) -> TextModel:

@@ -7,7 +7,8 @@ from mechfeat.ntk.analytic.bigram import BigramKernel, HadamardKernel
 from mechfeat.ntk.analytic.capacity import xor_ratio
 from mechfeat.ntk.analytic.conv import ConvKernel
 from mechfeat.ntk.analytic.deep import DeepKernel, InfiniteKernels, residual, serial
-from mechfeat.ntk.analytic.deep_layers import AvgPool, Conv, Dense, Flatten, GlobalAvgPool, Nonlinearity, Residual
+from mechfeat.ntk.analytic.deep_blocks import Residual
+from mechfeat.ntk.analytic.deep_layers import AvgPool, Conv, Dense, Flatten, GlobalAvgPool, Nonlinearity
 from mechfeat.ntk.analytic.features import FeatureBlock, FeatureKernel, FeatureMap
 from mechfeat.ntk.analytic.mixing import MixingKernel
 from mechfeat.ntk.analytic.modules import kernel_of

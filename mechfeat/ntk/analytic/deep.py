@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechfeat.errors import DeviceError, DtypeError, NonFiniteError, OptionError, ShapeError, UnsupportedModelError
+from mechfeat.ntk.analytic.deep_blocks import Residual, chain, through
 from mechfeat.ntk.analytic.deep_covariance import Covariance
-from mechfeat.ntk.analytic.deep_layers import Dense, Kind, Layer, Residual, chain, through
+from mechfeat.ntk.analytic.deep_layers import Dense, Kind, Layer
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class DeepKernel:
             ShapeError: The batches do not fit each other or the layers.
             DtypeError: A batch is not floating-point.
             DeviceError: They are on different devices.
-            NonFiniteError: One holds NaN or infinity.
+            NonFiniteError: One holds NaN or infinity, or a kernel grows beyond the largest number.
+            QuadratureError: The dual of an activation function is not known to its tolerance at the variances that occur.
 
         Cost:
             O(n1 n2 L) for L layers, times P positions for convolutions, times P² where positions are averaged.
@@ -105,6 +107,11 @@ class DeepKernel:
                 whole[rows, columns] = (block + block.T) / 2 if K.same else block
                 if same and not K.same:
                     whole[columns, rows] = block.T
+        if not bool(torch.isfinite(nngp).all() and torch.isfinite(ntk).all()):
+            raise NonFiniteError(
+                "The kernel of this network is not finite for these inputs: its covariances grow beyond float64 from layer to layer. Take "
+                "a smaller W_std, or inputs of a smaller norm."
+            )
         return InfiniteKernels(nngp, ntk)
 
     def module(self, width: int, shape: Sequence[int], *, n_outputs: int = 1, generator: torch.Generator | None = None) -> nn.Sequential:

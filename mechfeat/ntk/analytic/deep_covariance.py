@@ -102,10 +102,10 @@ class Covariance:
         a, b = self._left(one)[:, None], self._right(two)[None]
         return replace(
             self,
-            nngp=phi.k(a, b, self.nngp),
-            ntk=self.ntk * phi.k1(a, b, self.nngp) if bool((self.ntk != 0).any()) else self.ntk,
-            cov1=phi.k(self._left(one), self._right(one), self.cov1),
-            cov2=phi.k(self._left(two), self._right(two), self.cov2),
+            nngp=phi.unchecked(0, a, b, self.nngp),
+            ntk=self.ntk * phi.unchecked(1, a, b, self.nngp),
+            cov1=phi.unchecked(0, self._left(one), self._right(one), self.cov1),
+            cov2=phi.unchecked(0, self._left(two), self._right(two), self.cov2),
         )._tied()
 
     def __add__(self, other: "Covariance") -> "Covariance":

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechfeat.bench.oracles import token_kernels as oracle
-from mechfeat.bench.token_models import INIT, MODELS, build, given_mixing
+from mechfeat.bench.token_models import FORMS, INIT, build, given_mixing
 from mechfeat.models.text import InitSpec, pad
 from mechfeat.ntk.analytic import (
     AttentionKernel,
@@ -94,7 +94,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(x=documents, y=documents)
 def test_matches_the_double_sum(name, x, y):
     kernel, formula = CASES[name]
@@ -116,7 +116,7 @@ def test_kernel_of_a_batch_with_itself(name, monkeypatch):
     torch.testing.assert_close(kernel(ids[:5], ids), theta[:5], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FORMS)
 def test_padding_and_company_change_nothing(name):
     """Neither positions of padding nor a longer document in the batch."""
     model = build(name, 16)
@@ -133,7 +133,7 @@ def test_a_frozen_part_takes_its_gradient_away():
     """The parts add up: training all is training each alone."""
     ids = pad([[0, 1, 2], [1], [2, 2, 3, 0]])
     parts = ("embedding", "hidden", "readout", "token_matrix", "recurrence", "inputs")
-    for name in MODELS:
+    for name in FORMS:
         kernel = kernel_of(build(name, 8))
         alone = [replace(kernel, init=replace(INIT, frozen=frozenset(parts) - {part}))(ids) for part in parts]
         torch.testing.assert_close(sum(alone), kernel(ids), rtol=1e-9, atol=1e-9)

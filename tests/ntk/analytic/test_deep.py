@@ -396,6 +396,12 @@ X, LINE = torch.zeros(2, 3), torch.zeros(2, 3, 4)
             "x1 has dtype torch.int64. Inputs of a network are floating-point; `x1.double()` makes them so.",
         ),
         (
+            lambda: serial(Dense(30.0), Nonlinearity("exp"), Dense())(X + 10),
+            NonFiniteError,
+            "The kernel of this network is not finite for these inputs: its covariances grow beyond float64 from layer to layer. Take a "
+            "smaller W_std, or inputs of a smaller norm.",
+        ),
+        (
             lambda: serial(Dense())(X, X / 0),
             NonFiniteError,
             "x2 holds NaN or infinity. `torch.isfinite(x2)` shows where.",
