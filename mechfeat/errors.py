@@ -301,17 +301,24 @@ class FileFormatError(MechfeatError, ValueError):
 
 
 class ResumeError(MechfeatError, ValueError):
-    """A folder holds the shards of another run, so this run cannot go on there.
+    """A folder or file holds another run, so this run cannot go on there.
 
     Attributes:
-        folder: The folder.
-        differences: What differs: the value in the folder, and that of this run.
+        folder: The folder, or the file.
+        differences: What differs: the value there, and that of this run.
     """
 
-    def __init__(self, folder: object, differences: Mapping[str, tuple[object, object]]) -> None:
+    def __init__(
+        self,
+        folder: object,
+        differences: Mapping[str, tuple[object, object]],
+        *,
+        holds: str = "the shards of another run",
+        place: str = "folder",
+    ) -> None:
         self.folder, self.differences = str(folder), dict(differences)
         rows = "; ".join(f"{key}: {_short(there)} there, {_short(here)} here" for key, (there, here) in self.differences.items())
-        super().__init__(f"{self.folder!r} holds the shards of another run ({rows}). Choose another folder, or delete this one.")
+        super().__init__(f"{self.folder!r} holds {holds} ({rows}). Choose another {place}, or delete this one.")
 
 
 def _short(value: object) -> str:

@@ -1,5 +1,25 @@
-"""Inputs: the handwritten digits that scikit-learn ships, and generated ones."""
+"""Inputs: the handwritten digits that scikit-learn ships, and generated ones; tasks for toy models."""
 
 from mechfeat.data.digits import Digits, digits
+from mechfeat.data.sets import AnticorrelatedSets, CorrelatedSets, FiniteSample, PowerLaw
+from mechfeat.data.sparse import OneHot, SparseUniform
+from mechfeat.data.toy_data import Exact, ToyData
+from mechfeat.data.toy_tasks import Task, absolute, ands, identity, universal_and
 
-__all__ = ["Digits", "digits"]
+__all__ = [
+    "AnticorrelatedSets",
+    "CorrelatedSets",
+    "Digits",
+    "Exact",
+    "FiniteSample",
+    "OneHot",
+    "PowerLaw",
+    "SparseUniform",
+    "Task",
+    "ToyData",
+    "absolute",
+    "ands",
+    "digits",
+    "identity",
+    "universal_and",
+]

@@ -1,9 +1,11 @@
 """Plain modules to study: small enough to train in seconds, built only of torch."""
 
+from mechfeat.models.bank import ToyBank
 from mechfeat.models.cnn import DigitsCNN
 from mechfeat.models.mlp import mlp
 from mechfeat.models.resnet import CifarResNet
 from mechfeat.models.toy import ToyAutoencoder
+from mechfeat.models.toy_spec import ToySpec
 from mechfeat.models.training import train
 
-__all__ = ["CifarResNet", "DigitsCNN", "ToyAutoencoder", "mlp", "train"]
+__all__ = ["CifarResNet", "DigitsCNN", "ToyAutoencoder", "ToyBank", "ToySpec", "mlp", "train"]

@@ -1,8 +1,9 @@
 """How many features share how many dimensions.
 
 ``metrics``, ``frames``, ``units``, ``activations``, ``onehot`` and ``adversarial`` hold the formulas, as functions of tensors alone;
-``directions`` and ``geometry`` say which arrangement features have taken; ``measure`` turns a metric into a finding, with a null
-and an interval.
+``directions`` and ``geometry`` say which arrangement features have taken; ``measure`` and ``report`` turn metrics into findings,
+with nulls and intervals. ``training`` trains banks of toy models, whose superposition is known; ``dynamics`` and its neighbours
+say how they got there.
 """
 
 from mechfeat.superposition.activations import concept_separability, effective_features, superposition_ratio
@@ -15,15 +16,9 @@ from mechfeat.superposition.directions import (
     group_directions,
     merge_directions,
 )
-from mechfeat.superposition.frames import (
-    coherence,
-    frame_potential,
-    mean_squared_overlap,
-    relu_energy,
-    tightness,
-    welch_bound,
-    welch_gap,
-)
+from mechfeat.superposition.dynamics import EscapeRates, HessianSpectrum, escape_rates, hessian_spectrum
+from mechfeat.superposition.dynamics_toy import run_spectrum
+from mechfeat.superposition.frames import coherence, frame_potential, mean_squared_overlap, relu_energy, tightness, welch_bound, welch_gap
 from mechfeat.superposition.geometry import (
     NAMED_FRACTIONS,
     POLYTOPES,
@@ -34,6 +29,8 @@ from mechfeat.superposition.geometry import (
     identify,
     polytope,
 )
+from mechfeat.superposition.hysteresis import Hysteresis, QuasiStatic, hysteresis, quasi_static, widen_gap
+from mechfeat.superposition.llc import LearningCoefficient, local_learning_coefficient
 from mechfeat.superposition.measure import SuperpositionFinding, measure
 from mechfeat.superposition.metrics import (
     capacity,
@@ -46,16 +43,30 @@ from mechfeat.superposition.metrics import (
     participation_ratio,
 )
 from mechfeat.superposition.onehot import k_eff, one_hot_loss
+from mechfeat.superposition.phase import PHASES, PhaseDiagram, phase_diagram, superposition_boundary, two_feature_loss
 from mechfeat.superposition.reading import read_directions
+from mechfeat.superposition.training import Loss, Optimizer, Record, Run, Schedule, cross_entropy, fit, grid, lp, mse
 from mechfeat.superposition.units import features_per_unit, monosemantic, polysemanticity
 
 __all__ = [
     "GREEDY_ANGLE",
     "NAMED_FRACTIONS",
+    "PHASES",
     "POLYTOPES",
     "DirectionCurve",
+    "EscapeRates",
     "Factor",
     "FeatureGraph",
+    "HessianSpectrum",
+    "Hysteresis",
+    "LearningCoefficient",
+    "Loss",
+    "Optimizer",
+    "PhaseDiagram",
+    "QuasiStatic",
+    "Record",
+    "Run",
+    "Schedule",
     "SuperpositionFinding",
     "adversarial_vulnerability",
     "canonicalise",
@@ -63,32 +74,47 @@ __all__ = [
     "coherence",
     "concept_separability",
     "count_directions",
+    "cross_entropy",
     "direction_curve",
     "effective_features",
     "effective_rank",
+    "escape_rates",
     "feature_dimensionality",
     "feature_graph",
     "feature_norm",
     "features_per_dimension",
     "features_per_unit",
+    "fit",
     "frame_potential",
+    "grid",
     "group_directions",
+    "hessian_spectrum",
+    "hysteresis",
     "identify",
     "interference",
     "interference_matrix",
     "k_eff",
+    "local_learning_coefficient",
+    "lp",
     "mean_squared_overlap",
     "measure",
     "merge_directions",
     "monosemantic",
+    "mse",
     "one_hot_loss",
     "participation_ratio",
+    "phase_diagram",
     "polysemanticity",
     "polytope",
+    "quasi_static",
     "read_directions",
     "relu_energy",
+    "run_spectrum",
+    "superposition_boundary",
     "superposition_ratio",
     "tightness",
+    "two_feature_loss",
     "welch_bound",
     "welch_gap",
+    "widen_gap",
 ]

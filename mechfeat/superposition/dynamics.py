@@ -175,9 +175,7 @@ def escape_rates(
     if len(rates) < last:
         raise ShapeError(f"lr holds {len(rates)} steps, and the last difference is of step {last}. Give one rate for each step before it.")
     growth = difference.double().log().diff()
-    found = [
-        _implied(rates[a:b].to(growth.device), g) for a, b, g in zip(steps[:-1].tolist(), steps[1:].tolist(), growth, strict=True)
-    ]
+    found = [_implied(rates[a:b].to(growth.device), g) for a, b, g in zip(steps[:-1].tolist(), steps[1:].tolist(), growth, strict=True)]
     return EscapeRates(steps[:-1], steps[1:], growth, torch.stack(found))
 
 

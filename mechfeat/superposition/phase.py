@@ -86,7 +86,9 @@ class PhaseDiagram(Stored):
         """Whether a cell and its four neighbours have the same predicted phase."""
         shares = self.predicted == SUPERPOSITION
         padded = torch.nn.functional.pad(shares[None].double(), (1, 1, 1, 1), mode="replicate")[0] > 0
-        near = [padded[1 + dy : padded.shape[0] - 1 + dy, 1 + dx : padded.shape[1] - 1 + dx] for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0))]
+        near = [
+            padded[1 + dy : padded.shape[0] - 1 + dy, 1 + dx : padded.shape[1] - 1 + dx] for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0))
+        ]
         return torch.stack([n == shares for n in near]).all(0)
 
     @property
@@ -101,7 +103,11 @@ class PhaseDiagram(Stored):
 
 
 def two_feature_loss(
-    W: Float[Tensor, "*instance 2"], b: Float[Tensor, "*instance 2"], *, density: Float[Tensor, "*instance"], importance: Float[Tensor, "*instance"]
+    W: Float[Tensor, "*instance 2"],
+    b: Float[Tensor, "*instance 2"],
+    *,
+    density: Float[Tensor, "*instance"],
+    importance: Float[Tensor, "*instance"],
 ) -> Float[Tensor, "*instance"]:
     r"""Expected loss of two features in one dimension, by quadrature.
 

@@ -1,0 +1,303 @@
+r"""Quasi-static sweeps: part of a model is moved slowly, the rest is trained to rest after each move.
+
+If the state that the free part rests in depends on where it came from, the way out and the way back differ: hysteresis. The control
+is the same sweep without memory, in which the free part begins at its starting values at every level; what is left of the loop there
+is not hysteresis.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechfeat.data import OneHot, Task, ToyData, identity
+from mechfeat.errors import OptionError, ShapeError
+from mechfeat.features import storable
+from mechfeat.features.storage import Stored
+from mechfeat.models import ToyBank, ToySpec
+from mechfeat.superposition.training.batches import FullBatch
+from mechfeat.superposition.training.gradients import Gradients, is_closed
+from mechfeat.superposition.training.losses import Loss, mse
+
+Values = dict[str, Tensor]
+Control = Callable[[Values, float], Mapping[str, Tensor]]
+
+
+@storable
+@dataclass(frozen=True, eq=False)
+class QuasiStatic(Stored):
+    """A sweep: what the model came to rest in at each level.
+
+    Attributes:
+        spec: The model.
+        levels: Levels of the control, in the order visited.
+        parameters: At rest, ``[level instance ...]``.
+        losses: There.
+        unrest: Largest entry of the gradient of the free part there; how far from rest it still is.
+        memory: Whether each level began where the one before it ended.
+    """
+
+    spec: ToySpec
+    levels: Float[Tensor, " level"]
+    parameters: Mapping[str, Float[Tensor, "level instance ..."]]
+    losses: Float[Tensor, "level instance"]
+    unrest: Float[Tensor, "level instance"]
+    memory: bool
+
+    def outputs(self, x: Float[Tensor, "sample feature"]) -> Float[Tensor, "level instance sample output"]:
+        """Outputs of the model at each level.
+
+        Args:
+            x: Inputs.
+
+        Returns:
+            Outputs.
+        """
+        from mechfeat.models.bank import outputs
+
+        return torch.stack([outputs(self.spec, {k: v[i] for k, v in self.parameters.items()}, x) for i in range(len(self.levels))])
+
+
+def quasi_static(
+    bank: ToyBank,
+    control: Control,
+    path: Sequence[int | float],
+    *,
+    free: Mapping[str, Tensor],
+    steps: int = 3000,
+    lr: int | float = 3.0,
+    data: ToyData | None = None,
+    task: Task | None = None,
+    loss: Loss | None = None,
+    rest: int | float = 0.0,
+    memory: bool = True,
+    progress: bool = False,
+) -> QuasiStatic:
+    """Move part of a model along a path, and train the free part to rest at each level.
+
+    Everything is computed in float64, by full-batch gradient descent.
+
+    Args:
+        bank: Starting values; it is not changed.
+        control: From the starting values and a level to the values of the parameters that it moves, by name. It is applied to the starting
+            values at each level, so that the same level is the same control, whatever came before.
+        path: Levels, in order.
+        free: Which entries are trained: a mask that broadcasts to ``[instance ...]`` for each parameter that has any. All others
+            follow the control.
+        steps: Steps at each level, at most.
+        lr: Learning rate.
+        data: Inputs, finitely many; one-hot by default.
+        task: What is to be computed; the input itself by default.
+        loss: The loss; the mean squared error by default.
+        rest: A level is left once no free entry has a larger gradient.
+        memory: False starts the free part from its starting values at every level: the control of a hysteresis experiment.
+        progress: Show a progress bar.
+
+    Returns:
+        The sweep.
+
+    Raises:
+        OptionError: ``free`` names an unknown parameter.
+        ShapeError: There is no level or step.
+
+    Cost:
+        ``len(path) * steps`` gradients.
+
+    Example:
+        >>> from mechfeat.models import ToySpec
+        >>> bank = ToyBank(ToySpec(6, 2), 1)
+        >>> def push(start, level):
+        ...     return {"b": torch.full_like(start["b"], -level)}
+        >>> sweep = quasi_static(bank, push, [0.0, 0.5, 0.0], free={"W": torch.tensor(True)}, steps=200, lr=1.0)
+        >>> sweep.parameters["b"][:, 0, 0]
+        tensor([-0.0000, -0.5000, -0.0000], dtype=torch.float64)
+    """
+    start = {name: p.detach().double() for name, p in bank.named_parameters()}
+    unknown = [name for name in free if name not in start]
+    if unknown:
+        raise OptionError("free", unknown[0], tuple(start))
+    if not len(path) or steps < 1:
+        raise ShapeError(f"A path of {len(path)} levels with steps={steps}. Give at least one of each.")
+    masks = {name: mask.to(start[name].device).expand_as(start[name]) for name, mask in free.items()}
+    data = OneHot(bank.spec.n_features) if data is None else data
+    batch = FullBatch(data, task or identity(), 0, len(bank), start["W"]).batch
+    engine = Gradients(bank.spec, loss or mse(), None, closed=is_closed(bank.spec))
+    from tqdm.auto import tqdm
+
+    values = start
+    kept, losses, unrest = [], [], []
+    for level in tqdm(path, desc="sweep", unit="level", disable=not progress):
+        moved = {**start, **control(dict(start), float(level))}
+        began = values if memory else start
+        values = {k: torch.where(masks[k], began[k], v) if k in masks else v for k, v in moved.items()}
+        values = {k: v.clone() for k, v in values.items()}
+        for t in range(steps):
+            gradients, _ = engine(values, batch, losses=False)
+            for name, mask in masks.items():
+                values[name].sub_(gradients[name].mul_(mask), alpha=float(lr))
+            if rest and t % 50 == 0 and max(float(gradients[name].abs().max()) for name in masks) <= rest:
+                break
+        gradients, found = engine(values, batch, losses=True)
+        if found is None:  # the losses were asked for
+            raise AssertionError
+        kept.append({k: v.clone() for k, v in values.items()})
+        losses.append(found.clone())
+        unrest.append(torch.stack([(gradients[n] * m).abs().flatten(1).amax(1) for n, m in masks.items()]).amax(0))
+    return QuasiStatic(
+        bank.spec,
+        torch.tensor([float(level) for level in path], dtype=torch.float64),
+        {name: torch.stack([k[name] for k in kept]) for name in start},
+        torch.stack(losses),
+        torch.stack(unrest),
+        memory,
+    )
+
+
+@storable
+@dataclass(frozen=True, eq=False)
+class Hysteresis(Stored):
+    """A loop out and back, and the same without memory.
+
+    Attributes:
+        levels: Levels on the way out; on the way back they are visited in reverse.
+        out: Observable on the way out.
+        back: Observable on the way back, in the order of ``levels``.
+        control_out: The same without memory.
+        control_back: The same without memory.
+        threshold: Value of the observable at which a state counts as switched.
+    """
+
+    levels: Float[Tensor, " level"]
+    out: Float[Tensor, " level"]
+    back: Float[Tensor, " level"]
+    control_out: Float[Tensor, " level"]
+    control_back: Float[Tensor, " level"]
+    threshold: float
+
+    @property
+    def switches(self) -> tuple[float, float]:
+        """Level at which the observable crosses the threshold, on the way out and on the way back; NaN where it does not."""
+        return _crossing(self.levels, self.out, self.threshold), _crossing(self.levels, self.back, self.threshold)
+
+    @property
+    def width(self) -> float:
+        """Distance of the two switches, in units of the level; infinite where the way out switches and the way back never does."""
+        return _width(self.levels, self.out, self.back, self.threshold)
+
+    @property
+    def control_width(self) -> float:
+        """The same without memory."""
+        return _width(self.levels, self.control_out, self.control_back, self.threshold)
+
+    @property
+    def established(self) -> bool:
+        """Whether the loop is open by more than three steps of the level, and the control is not."""
+        step = float(self.levels.diff().abs().max())
+        return self.width > 3 * step >= 3 * self.control_width
+
+
+def hysteresis(
+    bank: ToyBank,
+    control: Control,
+    levels: Sequence[int | float],
+    *,
+    free: Mapping[str, Tensor],
+    observe: Callable[[QuasiStatic], Float[Tensor, "level instance"]],
+    threshold: int | float = 0.5,
+    instance: int = 0,
+    steps: int = 3000,
+    lr: int | float = 3.0,
+    progress: bool = False,
+) -> Hysteresis:
+    """Sweep a control out and back with memory, and without it.
+
+    Args:
+        bank: Starting values, at rest at the first level.
+        control: As for :func:`quasi_static`, whose errors it raises.
+        levels: The way out, monotone; at least two.
+        free: As there.
+        observe: From a sweep to one number a level and instance, such as the output of a feature.
+        threshold: Value of the observable at which a state counts as switched.
+        instance: Which instance of the bank the loop is of.
+        steps: As there.
+        lr: As there.
+        progress: Show progress bars.
+
+    Returns:
+        The loop.
+
+    Raises:
+        OptionError: ``free`` names an unknown parameter.
+        ShapeError: There are fewer than two levels, or they are not monotone.
+
+    Cost:
+        ``4 * len(levels) * steps`` gradients.
+    """
+    up = [float(level) for level in levels]
+    rising = [b - a for a, b in zip(up, up[1:])]
+    if len(up) < 2 or not (all(d > 0 for d in rising) or all(d < 0 for d in rising)):
+        raise ShapeError(f"The levels {up[:6]} are not a way out: give two or more, rising or falling throughout.")
+    found = []
+    for memory in (True, False):
+        sweep = quasi_static(bank, control, [*up, *up[-2::-1]], free=free, steps=steps, lr=lr, memory=memory, progress=progress)
+        seen = observe(sweep)[:, instance].double()
+        found += [seen[: len(up)], seen[len(up) - 1 :].flip(0)]
+    return Hysteresis(torch.tensor(up, dtype=torch.float64), *found, float(threshold))
+
+
+def widen_gap(values: Mapping[str, Tensor], first: int, second: int, degrees: int | float) -> Values:
+    """Turn two features of a two-dimensional model apart, each by half of an angle, in embedding and unembedding alike.
+
+    Args:
+        values: Parameters by name, with ``W`` and possibly ``U``, ``[instance feature 2]``.
+        first: One feature.
+        second: The other.
+        degrees: By how much the angle between them grows; negative narrows it.
+
+    Returns:
+        ``W`` and ``U`` as they are then.
+
+    Raises:
+        ShapeError: The model is not two-dimensional.
+
+    Example:
+        >>> found = widen_gap({"W": torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])}, 0, 1, 90)["W"]
+        >>> round(float((found[0, 0] * found[0, 1]).sum()), 6)
+        -1.0
+    """
+    found = {}
+    for name in [n for n in ("W", "U") if n in values]:
+        V = values[name].clone()
+        if V.shape[-1] != 2:
+            raise ShapeError(f"{name} has shape {list(V.shape)}. An angle between features is widened in two hidden dimensions.")
+        a, b = V[..., first, :], V[..., second, :]
+        turn = torch.sign(a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0])  # +1 where the second lies counter-clockwise of the first
+        for k, sign in ((first, -1), (second, 1)):
+            angle = sign * turn * (degrees * torch.pi / 360)
+            c, s = angle.cos(), angle.sin()
+            x, y = V[..., k, 0].clone(), V[..., k, 1].clone()
+            V[..., k, 0], V[..., k, 1] = c * x - s * y, s * x + c * y
+        found[name] = V
+    return found
+
+
+def _crossing(levels: Tensor, seen: Tensor, threshold: float) -> float:
+    """First crossing in the order of the levels, between the two levels linearly."""
+    above = seen >= threshold
+    change = (above[1:] != above[:-1]).nonzero()
+    if not len(change):
+        return float("nan")
+    i = int(change[0])
+    share = (threshold - seen[i]) / (seen[i + 1] - seen[i])
+    return float(levels[i] + share * (levels[i + 1] - levels[i]))
+
+
+def _width(levels: Tensor, out: Tensor, back: Tensor, threshold: float) -> float:
+    one, other = _crossing(levels, out, threshold), _crossing(levels, back, threshold)
+    if one != one and other != other:
+        return 0.0  # neither way switches
+    if one != one or other != other:
+        return float("inf")
+    return abs(one - other)

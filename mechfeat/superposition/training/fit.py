@@ -1,0 +1,269 @@
+"""Training a bank: every instance in one batched step, in chunks that stay in the cache."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mechfeat.data import Task, ToyData
+from mechfeat.data import identity as identity_task
+from mechfeat.errors import OptionError, ResumeError, ShapeError
+from mechfeat.models import ToyBank, ToySpec
+from mechfeat.superposition.training.batches import FullBatch, Sampled, steps_of_block
+from mechfeat.superposition.training.gradients import Gradients, is_closed
+from mechfeat.superposition.training.losses import Loss, mse
+from mechfeat.superposition.training.optimizers import Optimizer
+from mechfeat.superposition.training.run import Run, State
+from mechfeat.superposition.training.schedule import Record, Schedule
+
+CACHE = 2**20  # bytes of activations that a chunk may take: the second-level cache of one core
+
+
+def fit(
+    bank: ToyBank,
+    data: ToyData,
+    *,
+    steps: int,
+    lr: int | float | Schedule,
+    task: Task | None = None,
+    loss: Loss | None = None,
+    optimizer: str | Optimizer = "sgd",
+    batch: int | None = None,
+    record: Record | None = None,
+    chunk: int | Literal["auto"] = "auto",
+    gradients: Literal["auto", "closed", "autograd"] = "auto",
+    checkpoint: str | Path | None = None,
+    every: int | None = None,
+    progress: bool = False,
+) -> Run:
+    """Train all instances of a bank.
+
+    Each instance follows the trajectory it has alone: its data comes from its own seed, and its gradient is that of its own loss.
+
+    Args:
+        bank: The bank; its parameters are changed.
+        data: Inputs. With densities of each instance, ``bank.along("density")`` has them.
+        steps: Steps.
+        lr: Learning rate, or a schedule.
+        task: What is to be computed; the input itself if None.
+        loss: The loss; the mean squared error if None.
+        optimizer: ``"sgd"``, ``"adam"``, ``"adamw"``, or one with other settings.
+        batch: Inputs of a step. All of them if None, for data with finitely many; such data is otherwise drawn in rounds.
+        record: What is kept; 100 frames and 1,000 losses if None.
+        chunk: Instances computed together; ``"auto"`` for as many as keep their activations in a mebibyte, at least 1.
+        gradients: ``"closed"``: written out, fast; ``"autograd"``: for every model; ``"auto"``: the former where it exists.
+        checkpoint: A file that the run is saved to. If it exists, training goes on from there, bit for bit.
+        every: Steps between checkpoints; a tenth of the run if None.
+        progress: Show a progress bar.
+
+    Returns:
+        The run.
+
+    Raises:
+        ShapeError: Sizes of data, task, importance and bank differ, or ``steps``, ``batch``, ``chunk`` or ``every`` is not positive.
+        OptionError: An option is not known, ``batch`` is missing, or gradients are not written out for this model.
+        ResumeError: The checkpoint is that of another run.
+
+    Cost:
+        For one-hot data of f features in m dimensions about 6 f² m operations a step and instance.
+
+    Example:
+        >>> from mechfeat.data import OneHot
+        >>> from mechfeat.models import ToyBank, ToySpec
+        >>> run = fit(ToyBank(ToySpec(6, 2, out_bias=False), 3), OneHot(6), steps=200, lr=1.0)
+        >>> run.weights.shape, run.losses.shape
+        (torch.Size([100, 3, 6, 2]), torch.Size([201, 3]))
+    """
+    task, loss, record, optimizer = task or identity_task(), loss or mse(), record or Record(), Optimizer.of(optimizer)
+    _check(bank, data, task, loss, steps=steps, batch=batch, chunk=chunk, every=every, gradients=gradients)
+    closed = gradients != "autograd" and is_closed(bank.spec)
+    if gradients == "closed" and not closed:
+        raise OptionError("gradients", gradients, ["'auto'", "'autograd' for unit rows, MLPs and activations of your own"])
+    width = min(len(bank), chunk if isinstance(chunk, int) else _chunk(bank, data, batch))
+    config = {
+        "data": data,
+        "task": task,
+        "loss": loss,
+        "optimizer": optimizer,
+        "lr": lr if isinstance(lr, Schedule) else float(lr),
+        "steps": steps,
+        "batch": batch,
+        "record": record,
+        "gradients": "closed" if closed else "autograd",
+    }
+    run = _begun(bank, config, Path(checkpoint) if checkpoint is not None else None, width)
+    width = run.config["chunk"]
+    every = min(every or max(1, steps // 10), steps) if checkpoint is not None else steps
+    values = {name: p.detach() for name, p in bank.named_parameters()}
+    with torch.no_grad():
+        for name, p in values.items():
+            p.copy_(run.state.parameters[name])
+    state = {name: v.to(bank.W.device) for name, v in run.state.optimizer.items()}
+    from tqdm.auto import tqdm
+
+    with tqdm(total=steps * len(bank), initial=run.state.step * len(bank), desc="fit", unit="step", disable=not progress) as bar:
+        while True:
+            start, stop = run.state.step, min(steps, (run.state.step // every + 1) * every)
+            for first in range(0, len(bank), width):
+                _segment(bank, values, state, run, (first, min(first + width, len(bank))), start, stop, closed=closed)
+                bar.update((stop - start) * min(width, len(bank) - first))
+            run = dataclasses.replace(run, state=State(stop, values, state))
+            if checkpoint is not None:
+                run.save(checkpoint)
+            if stop == steps:
+                return dataclasses.replace(
+                    run, state=State(stop, {k: v.clone() for k, v in values.items()}, {k: v.clone() for k, v in state.items()})
+                )
+
+
+def _segment(
+    bank: ToyBank,
+    values: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    run: Run,
+    chunk: tuple[int, int],
+    start: int,
+    stop: int,
+    *,
+    closed: bool,
+) -> None:
+    """Train one chunk for some steps, and record; parameters and state change in place."""
+    a, b = chunk
+    data, task, loss, batch, steps = (run.config[k] for k in ("data", "task", "loss", "batch", "steps"))
+    optimizer, lr = run.config["optimizer"], run.config["lr"]
+    own = {name: v[a:b] for name, v in values.items()}
+    memory = {name: v[a:b] for name, v in state.items()}
+    like = own["W"]
+    stream = FullBatch(data, task, a, b, like) if batch is None else Sampled(data, task, bank.seeds[a:b], a, batch, like)
+    engine = Gradients(bank.spec, loss, _importance(loss, like, a, b), closed=closed)
+    frames = {int(t): k for k, t in enumerate(run.steps)}
+    records = {int(t): k for k, t in enumerate(run.loss_steps)}
+    with torch.no_grad():
+        for t in range(start, stop):
+            if t in frames:
+                for name, v in own.items():
+                    run.parameters[name][frames[t], a:b] = v
+            wanted = t in records
+            gradient, found = engine(own, stream(t), losses=wanted)
+            if wanted and found is not None:
+                run.losses[records[t], a:b] = found
+            optimizer.step_(own, gradient, memory, t, lr if isinstance(lr, float) else lr(t, steps))
+        if stop == steps:
+            for name, v in own.items():
+                run.parameters[name][frames[steps], a:b] = v
+            run.losses[records[steps], a:b] = engine.losses(own, stream(steps))
+
+
+def _importance(loss: Loss, like: Tensor, a: int, b: int) -> Tensor | None:
+    if loss.importance is None:
+        return None
+    own = loss.importance.to(like)
+    return own[None, None] if own.ndim == 1 else own[a:b, None]
+
+
+def _begun(bank: ToyBank, config: dict[str, Any], checkpoint: Path | None, width: int) -> Run:
+    """The run at its start, or as a checkpoint left it."""
+    record: Record = config["record"]
+    steps = record.steps_of("frames", config["steps"])
+    loss_steps = record.steps_of("losses", config["steps"])
+    if checkpoint is not None and checkpoint.exists():
+        run = Run.load(checkpoint)
+        here = {"spec": bank.spec, "seeds": bank.seeds, "axes": bank.axes, "dtype": str(bank.W.dtype)} | config
+        there = {"spec": run.spec, "seeds": run.seeds, "axes": run.axes, "dtype": str(run.weights.dtype)} | dict(run.config)
+        initial = run.config["initial"]
+        mine = _fingerprint(bank)
+        differ = {k: (_text(there[k]), _text(v)) for k, v in here.items() if _text(there.get(k)) != _text(v)}
+        if not differ and initial != mine:
+            differ["initial weights"] = (initial, mine)
+        if differ:
+            raise ResumeError(checkpoint, differ, holds="a training run with other settings", place="file")
+        return run
+    device = bank.W.device
+    values = {name: p.detach().clone() for name, p in bank.named_parameters()}
+    return Run(
+        bank.spec,
+        bank.seeds,
+        bank.axes,
+        torch.tensor(steps),
+        {name: torch.zeros(len(steps), *p.shape, dtype=p.dtype, device=device) for name, p in values.items()},
+        torch.tensor(loss_steps),
+        torch.zeros(len(loss_steps), len(bank), dtype=bank.W.dtype, device=device),
+        {**config, "chunk": width, "initial": _fingerprint(bank)},
+        State(0, values, config["optimizer"].state(values)),
+    )
+
+
+def _fingerprint(bank: ToyBank) -> str:
+    """A short text that differs where initial weights do."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, p in bank.named_parameters():
+        digest.update(name.encode() + p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _text(value: object) -> str:
+    """A setting as text that two runs can compare, tensors included."""
+    if isinstance(value, Tensor):
+        return f"{list(value.shape)} {json.dumps(value.tolist())}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        inside = ", ".join(f"{f.name}={_text(getattr(value, f.name))}" for f in dataclasses.fields(value))
+        return f"{type(value).__name__}({inside})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {_text(v)}" for k, v in value.items()) + "}"
+    return repr(value)
+
+
+def _chunk(bank: ToyBank, data: ToyData, batch: int | None) -> int:
+    samples = batch or data.n_inputs or 1
+    spec: ToySpec = bank.spec
+    numbers = samples * (2 * spec.outputs + 2 * spec.n_hidden + (0 if batch is None else spec.n_features * steps_of_block(data, batch)))
+    return max(1, CACHE // (numbers * bank.W.element_size()))
+
+
+def _check(
+    bank: ToyBank,
+    data: ToyData,
+    task: Task,
+    loss: Loss,
+    *,
+    steps: int,
+    batch: int | None,
+    chunk: int | str,
+    every: int | None,
+    gradients: str,
+) -> None:
+    spec = bank.spec
+    if gradients not in ("auto", "closed", "autograd"):
+        raise OptionError("gradients", gradients, ("auto", "closed", "autograd"))
+    if isinstance(chunk, str) and chunk != "auto":
+        raise OptionError("chunk", chunk, ["auto", "a number of instances"])
+    for name, value in (("steps", steps), ("batch", batch), ("chunk", chunk), ("every", every)):
+        if isinstance(value, int) and value < 1:
+            raise ShapeError(f"{name}={value}. It is at least 1.")
+    if data.n_features != spec.n_features:
+        raise ShapeError(f"The data has {data.n_features} features and the bank {spec.n_features}. They must agree.")
+    if data.n_instances not in (None, len(bank)):
+        raise ShapeError(f"The data has distributions for {data.n_instances} instances, and the bank has {len(bank)}.")
+    if task.n_outputs(data.n_features) != spec.outputs:
+        raise ShapeError(
+            f"The task {task.kind!r} has {task.n_outputs(data.n_features)} outputs and the bank {spec.outputs}. "
+            f"Make it with ToySpec(..., n_outputs={task.n_outputs(data.n_features)})."
+        )
+    if task.kind == "ands" and max(max(pair) for pair in task.pairs) >= data.n_features:
+        raise ShapeError(f"The task names feature {max(max(p) for p in task.pairs)}, and there are {data.n_features}, numbered from 0.")
+    importance = loss.importance
+    if importance is not None and tuple(importance.shape) not in ((spec.outputs,), (len(bank), spec.outputs)):
+        raise ShapeError(
+            f"importance has shape {list(importance.shape)}. For this bank it is [{spec.outputs}], or [{len(bank)} {spec.outputs}] "
+            "for each instance."
+        )
+    if loss.kind == "cross_entropy" and (spec.activation != "identity" or importance is not None):
+        raise OptionError("loss", "cross_entropy", ["another loss; cross-entropy takes activation='identity', and no importance"])
+    if batch is None and data.n_inputs is None:
+        raise OptionError("batch", batch, [f"a number of inputs: {type(data).__name__} has infinitely many"])

@@ -1,0 +1,180 @@
+"""What training leaves: the recorded weights and losses, the settings, and the state to go on from."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechfeat.errors import OptionError, ShapeError
+from mechfeat.features import storable
+from mechfeat.features.storage import Stored
+from mechfeat.models import ToyBank, ToySpec
+
+
+@storable
+@dataclass(frozen=True)
+class State:
+    """Where training stands.
+
+    Attributes:
+        step: Steps done.
+        parameters: Parameters by name.
+        optimizer: What the optimiser remembers, by name.
+    """
+
+    step: int
+    parameters: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+
+
+@storable
+@dataclass(frozen=True)
+class Run(Stored):
+    """A trained bank with its history.
+
+    Attributes:
+        spec: The model.
+        seeds: Seed of each instance.
+        axes: Labels of the instance axis, which is their product.
+        steps: Step of each frame: the number of steps before it.
+        parameters: Parameters of each frame, ``[frame instance ...]``, in the bank's dtype.
+        loss_steps: Step of each recorded loss.
+        losses: Loss of each instance at the weights it had there, on the inputs of that step.
+        config: The settings: data, task, loss, optimiser, learning rate, batch, record, chunk, gradients.
+        state: Where training stands.
+    """
+
+    spec: ToySpec
+    seeds: tuple[int, ...]
+    axes: Mapping[str, tuple[Any, ...]]
+    steps: Int[Tensor, " frame"]
+    parameters: Mapping[str, Float[Tensor, "frame instance ..."]]
+    loss_steps: Int[Tensor, " record"]
+    losses: Float[Tensor, "record instance"]
+    config: Mapping[str, Any]
+    state: State
+
+    @property
+    def weights(self) -> Float[Tensor, "frame instance feature hidden"]:
+        """``W`` of each frame."""
+        return self.parameters["W"]
+
+    @property
+    def final_loss(self) -> Float[Tensor, " instance"]:
+        """The last recorded loss of each instance."""
+        return self.losses[-1]
+
+    def bank(self, frame: int = -1) -> ToyBank:
+        """The bank as it was at a frame.
+
+        Args:
+            frame: Its number.
+
+        Returns:
+            A new bank on the CPU.
+        """
+        values = {name: value[frame] for name, value in self.parameters.items()}
+        return ToyBank(self.spec, seeds=self.seeds, init=values, axes=self.axes, dtype=self.weights.dtype, device=self.weights.device)
+
+    def select(self, instances: Tensor | list[int] | int, *, axes: Mapping[str, tuple[Any, ...]] | None = None) -> "Run":
+        """The run of some instances.
+
+        Args:
+            instances: Their numbers.
+            axes: Labels of the new instance axis; their seeds if None.
+
+        Returns:
+            A run to look at; its settings are those of the whole, and it is not meant to be resumed.
+        """
+        rows = torch.as_tensor(instances, dtype=torch.long).reshape(-1)
+        seeds = tuple(self.seeds[int(i)] for i in rows)
+        return Run(
+            self.spec,
+            seeds,
+            dict(axes or {"seed": seeds}),
+            self.steps,
+            {name: value[:, rows] for name, value in self.parameters.items()},
+            self.loss_steps,
+            self.losses[:, rows],
+            self.config,
+            State(
+                self.state.step,
+                {name: v[rows] for name, v in self.state.parameters.items()},
+                {name: v[rows] for name, v in self.state.optimizer.items()},
+            ),
+        )
+
+    def labelled(self, values: Float[Tensor, "instance ..."]) -> Tensor:
+        """Values of instances, laid out on the labelled axes.
+
+        Args:
+            values: One entry for each instance.
+
+        Returns:
+            ``[*axes ...]``.
+
+        Raises:
+            ShapeError: There is another number of entries than instances.
+        """
+        if len(values) != len(self.seeds):
+            raise ShapeError(f"values has {len(values)} entries, and the run {len(self.seeds)} instances.")
+        return values.reshape(*(len(labels) for labels in self.axes.values()), *values.shape[1:])
+
+    def best(self, over: str = "seed") -> "Run":
+        """The instance of lowest final loss along one axis, at each place of the others.
+
+        Args:
+            over: Name of the axis.
+
+        Returns:
+            The run of those instances, with the other axes. NaN losses lose.
+
+        Raises:
+            OptionError: There is no such axis.
+        """
+        place = self._axis(over)
+        losses = self.labelled(torch.nan_to_num(self.final_loss, nan=math.inf))
+        index = self.labelled(torch.arange(len(self.seeds), device=losses.device))
+        chosen = index.gather(place, losses.argmin(place, keepdim=True)).reshape(-1)
+        rest = {name: labels for name, labels in self.axes.items() if name != over}
+        return self.select(chosen, axes=rest or {"best": (0,)})
+
+    def distribution(self, values: Float[Tensor, " instance"] | None = None, *, over: str = "seed") -> Float[Tensor, "*axes quantile"]:
+        """Quantiles of a value along one axis, at each place of the others: what best-of-many hides.
+
+        Args:
+            values: One number for each instance; the final losses if None.
+            over: Name of the axis.
+
+        Returns:
+            Minimum, quartiles and maximum, ``[*other axes, 5]``.
+
+        Raises:
+            OptionError: There is no such axis.
+        """
+        place = self._axis(over)
+        table = self.labelled(self.final_loss if values is None else values)
+        levels = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=table.dtype, device=table.device)
+        return torch.quantile(table, levels, dim=place).movedim(0, -1)
+
+    def _axis(self, name: str) -> int:
+        if name not in self.axes:
+            raise OptionError("over", name, tuple(self.axes))
+        return list(self.axes).index(name)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Run":
+        """Read what :meth:`save` wrote, bit for bit, on the CPU.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The run.
+        """
+        return super().load(path)
