@@ -44,15 +44,18 @@ from mechfeat.superposition.metrics import (
 )
 from mechfeat.superposition.onehot import k_eff, one_hot_loss
 from mechfeat.superposition.phase import PHASES, PhaseDiagram, phase_diagram, superposition_boundary, two_feature_loss
-from mechfeat.superposition.reading import read_directions
+from mechfeat.superposition.reading import read_directions, write_directions
+from mechfeat.superposition.report import ActivationFinding, SuperpositionReport, superposition_report
 from mechfeat.superposition.training import Loss, Optimizer, Record, Run, Schedule, cross_entropy, fit, grid, lp, mse
 from mechfeat.superposition.units import features_per_unit, monosemantic, polysemanticity
+from mechfeat.superposition.units_finding import UnitFinding, concept_responses, unit_polysemanticity, unit_separability
 
 __all__ = [
     "GREEDY_ANGLE",
     "NAMED_FRACTIONS",
     "PHASES",
     "POLYTOPES",
+    "ActivationFinding",
     "DirectionCurve",
     "EscapeRates",
     "Factor",
@@ -68,10 +71,13 @@ __all__ = [
     "Run",
     "Schedule",
     "SuperpositionFinding",
+    "SuperpositionReport",
+    "UnitFinding",
     "adversarial_vulnerability",
     "canonicalise",
     "capacity",
     "coherence",
+    "concept_responses",
     "concept_separability",
     "count_directions",
     "cross_entropy",
@@ -112,9 +118,13 @@ __all__ = [
     "run_spectrum",
     "superposition_boundary",
     "superposition_ratio",
+    "superposition_report",
     "tightness",
     "two_feature_loss",
+    "unit_polysemanticity",
+    "unit_separability",
     "welch_bound",
     "welch_gap",
     "widen_gap",
+    "write_directions",
 ]

@@ -5,6 +5,7 @@ is the same sweep without memory, in which the free part begins at its starting 
 is not hysteresis.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -236,7 +237,7 @@ def hysteresis(
         ``4 * len(levels) * steps`` gradients.
     """
     up = [float(level) for level in levels]
-    rising = [b - a for a, b in zip(up, up[1:])]
+    rising = [b - a for a, b in itertools.pairwise(up)]
     if len(up) < 2 or not (all(d > 0 for d in rising) or all(d < 0 for d in rising)):
         raise ShapeError(f"The levels {up[:6]} are not a way out: give two or more, rising or falling throughout.")
     found = []
@@ -244,7 +245,8 @@ def hysteresis(
         sweep = quasi_static(bank, control, [*up, *up[-2::-1]], free=free, steps=steps, lr=lr, memory=memory, progress=progress)
         seen = observe(sweep)[:, instance].double()
         found += [seen[: len(up)], seen[len(up) - 1 :].flip(0)]
-    return Hysteresis(torch.tensor(up, dtype=torch.float64), *found, float(threshold))
+    out, back, control_out, control_back = found
+    return Hysteresis(torch.tensor(up, dtype=torch.float64), out, back, control_out, control_back, float(threshold))
 
 
 def widen_gap(values: Mapping[str, Tensor], first: int, second: int, degrees: int | float) -> Values:

@@ -86,10 +86,9 @@ class PhaseDiagram(Stored):
         """Whether a cell and its four neighbours have the same predicted phase."""
         shares = self.predicted == SUPERPOSITION
         padded = torch.nn.functional.pad(shares[None].double(), (1, 1, 1, 1), mode="replicate")[0] > 0
-        near = [
-            padded[1 + dy : padded.shape[0] - 1 + dy, 1 + dx : padded.shape[1] - 1 + dx] for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0))
-        ]
-        return torch.stack([n == shares for n in near]).all(0)
+        rows, columns = shares.shape
+        moves = ((0, 1), (2, 1), (1, 0), (1, 2))
+        return torch.stack([padded[y : y + rows, x : x + columns] == shares for y, x in moves]).all(0)
 
     @property
     def agreement(self) -> float:
