@@ -164,7 +164,7 @@ class SparseUniform(ToyData):
         values, masses = self.low + (self.high - self.low) * (nodes + 1) / 2, masses / 2
         xs, mass, mask = [], [], []
         for a in range(most + 1):
-            active = torch.tensor(list(itertools.combinations(range(n), a)), dtype=torch.long).view(-1, a)
+            active = torch.tensor(list(itertools.combinations(range(n), a)), dtype=torch.long).reshape(math.comb(n, a), a)
             grid = torch.cartesian_prod(*[torch.arange(points)] * a).view(-1, a) if a else torch.zeros(1, 0, dtype=torch.long)
             rows, cells = active.repeat_interleave(len(grid), 0), grid.repeat(len(active), 1)
             xs.append(torch.zeros(len(rows), n).scatter_(1, rows, values[cells]))

@@ -91,8 +91,8 @@ class ToyData:
         found = self._exact()
         if found is None:
             raise UnsupportedModelError(
-                f"{type(self).__name__} has infinitely many inputs. Train on samples with batch=…, or take an approximation where the class "
-                "offers one: SparseUniform.expectation(max_active=…, points=…)."
+                f"{type(self).__name__} has infinitely many inputs. Train on samples with batch=…, or take an approximation where the "
+                "class offers one: SparseUniform.expectation(max_active=…, points=…)."
             )
         return found
 

@@ -155,13 +155,13 @@ class ToyBank(nn.Module):
         return outputs(self.spec, dict(self.named_parameters()), x, within=self)
 
 
-def outputs(spec: ToySpec, values: Mapping[str, Tensor], x: Tensor, *, within: nn.Module | None = None) -> Tensor:
+def outputs(spec: ToySpec, values: Mapping[str, Tensor], x: Tensor | None, *, within: nn.Module | None = None) -> Tensor:
     """Outputs of instances with given parameters: the formula of :class:`ToySpec`.
 
     Args:
         spec: The model.
         values: Parameters by name, with an instance axis first.
-        x: ``[sample feature]`` or ``[instance sample feature]``.
+        x: ``[sample feature]`` or ``[instance sample feature]``; None for the identity matrix, which passes no hook point of its own.
         within: The module whose hook points are passed.
 
     Returns:
@@ -172,7 +172,7 @@ def outputs(spec: ToySpec, values: Mapping[str, Tensor], x: Tensor, *, within: n
     if spec.unit_norm:
         tiny = torch.finfo(W.dtype).tiny
         W, U = F.normalize(W, dim=-1, eps=tiny), F.normalize(U, dim=-1, eps=tiny)
-    hidden = point(x, "features", within) @ W
+    hidden = W if x is None else point(x, "features", within) @ W
     if spec.hidden_bias:
         hidden = hidden + values["b_hidden"][:, None]
     hidden = activation_function(spec.hidden_activation)(hidden)

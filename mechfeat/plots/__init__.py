@@ -4,6 +4,9 @@ from mechfeat.plots.dynamics import predicted_outputs, prediction_error
 from mechfeat.plots.features import ablation, projection
 from mechfeat.plots.finding import null_distribution
 from mechfeat.plots.kernels import kernel_heatmap, layer_share, spectrum
+from mechfeat.plots.toy import feature_graph_plot, gram, norm_bars, stack_plot, weights_movie
+from mechfeat.plots.toy_dynamics import hysteresis_loop, loss_events, spectrum_movie
+from mechfeat.plots.toy_sweeps import dimensionality_scatter, direction_counts, phase_map
 from mechfeat.plots.weights import circuit_weights, contributions, dimensionality, overlaps
 
 __all__ = [
@@ -11,12 +14,23 @@ __all__ = [
     "circuit_weights",
     "contributions",
     "dimensionality",
+    "dimensionality_scatter",
+    "direction_counts",
+    "feature_graph_plot",
+    "gram",
+    "hysteresis_loop",
     "kernel_heatmap",
     "layer_share",
+    "loss_events",
+    "norm_bars",
     "null_distribution",
     "overlaps",
+    "phase_map",
     "predicted_outputs",
     "prediction_error",
     "projection",
     "spectrum",
+    "spectrum_movie",
+    "stack_plot",
+    "weights_movie",
 ]

@@ -46,7 +46,7 @@ from mechfeat.superposition.onehot import k_eff, one_hot_loss
 from mechfeat.superposition.phase import PHASES, PhaseDiagram, phase_diagram, superposition_boundary, two_feature_loss
 from mechfeat.superposition.reading import read_directions, write_directions
 from mechfeat.superposition.report import ActivationFinding, SuperpositionReport, superposition_report
-from mechfeat.superposition.training import Loss, Optimizer, Record, Run, Schedule, cross_entropy, fit, grid, lp, mse
+from mechfeat.superposition.training import Event, Loss, Optimizer, Record, Run, Schedule, cross_entropy, fit, grid, lp, mse
 from mechfeat.superposition.units import features_per_unit, monosemantic, polysemanticity
 from mechfeat.superposition.units_finding import UnitFinding, concept_responses, unit_polysemanticity, unit_separability
 
@@ -58,6 +58,7 @@ __all__ = [
     "ActivationFinding",
     "DirectionCurve",
     "EscapeRates",
+    "Event",
     "Factor",
     "FeatureGraph",
     "HessianSpectrum",

@@ -12,7 +12,7 @@ from torch import Tensor
 from mechfeat.data import Task, ToyData
 from mechfeat.data import identity as identity_task
 from mechfeat.errors import OptionError, ResumeError, ShapeError
-from mechfeat.models import ToyBank, ToySpec
+from mechfeat.models import ToyBank
 from mechfeat.superposition.training.batches import FullBatch, Sampled, steps_of_block
 from mechfeat.superposition.training.gradients import Gradients, is_closed
 from mechfeat.superposition.training.losses import Loss, mse
@@ -20,7 +20,7 @@ from mechfeat.superposition.training.optimizers import Optimizer
 from mechfeat.superposition.training.run import Run, State
 from mechfeat.superposition.training.schedule import Record, Schedule
 
-CACHE = 2**20  # bytes of activations that a chunk may take: the second-level cache of one core
+CACHE = 2**22  # bytes that a chunk may take: between the second-level cache of a core and the third of the machine
 
 
 def fit(
@@ -54,7 +54,7 @@ def fit(
         optimizer: ``"sgd"``, ``"adam"``, ``"adamw"``, or one with other settings.
         batch: Inputs of a step. All of them if None, for data with finitely many; such data is otherwise drawn in rounds.
         record: What is kept; 100 frames and 1,000 losses if None.
-        chunk: Instances computed together; ``"auto"`` for as many as keep their activations in a mebibyte, at least 1.
+        chunk: Instances computed together; ``"auto"`` for as many as keep their activations in four mebibytes, at least 1.
         gradients: ``"closed"``: written out, fast; ``"autograd"``: for every model; ``"auto"``: the former where it exists.
         checkpoint: A file that the run is saved to. If it exists, training goes on from there, bit for bit.
         every: Steps between checkpoints; a tenth of the run if None.
@@ -73,7 +73,7 @@ def fit(
 
     Example:
         >>> from mechfeat.data import OneHot
-        >>> from mechfeat.models import ToyBank, ToySpec
+        >>> from mechfeat.models import ToyBank
         >>> run = fit(ToyBank(ToySpec(6, 2, out_bias=False), 3), OneHot(6), steps=200, lr=1.0)
         >>> run.weights.shape, run.losses.shape
         (torch.Size([100, 3, 6, 2]), torch.Size([201, 3]))
@@ -95,29 +95,41 @@ def fit(
         "record": record,
         "gradients": "closed" if closed else "autograd",
     }
-    run = _begun(bank, config, Path(checkpoint) if checkpoint is not None else None, width)
-    width = run.config["chunk"]
-    every = min(every or max(1, steps // 10), steps) if checkpoint is not None else steps
-    values = {name: p.detach() for name, p in bank.named_parameters()}
-    with torch.no_grad():
-        for name, p in values.items():
-            p.copy_(run.state.parameters[name])
-    state = {name: v.to(bank.W.device) for name, v in run.state.optimizer.items()}
+    return advance(bank, _begun(bank, config, checkpoint, width), checkpoint, every=every, progress=progress)
+
+
+def advance(bank: ToyBank, run: Run, checkpoint: str | Path | None, *, every: int | None, progress: bool) -> Run:
+    """Train to the end from where a run stands.
+
+    Args:
+        bank: The bank; its parameters are set to those of the run, and changed.
+        run: The run.
+        checkpoint: A file to save to on the way.
+        every: Steps between checkpoints; a tenth of the run if None.
+        progress: Show a progress bar.
+
+    Returns:
+        The completed run.
+    """
     from tqdm.auto import tqdm
 
+    steps, width = run.config["steps"], run.config["chunk"]
+    every = min(every or max(1, steps // 10), steps) if checkpoint is not None else steps
+    values = {name: p.detach() for name, p in bank.named_parameters()}
+    for name, p in values.items():
+        p.copy_(run.state.parameters[name])
+    state = {name: v.to(bank.W.device, copy=True) for name, v in run.state.optimizer.items()}
     with tqdm(total=steps * len(bank), initial=run.state.step * len(bank), desc="fit", unit="step", disable=not progress) as bar:
-        while True:
-            start, stop = run.state.step, min(steps, (run.state.step // every + 1) * every)
+        while (start := run.state.step) < steps:
+            stop = min(steps, (start // every + 1) * every)
             for first in range(0, len(bank), width):
-                _segment(bank, values, state, run, (first, min(first + width, len(bank))), start, stop, closed=closed)
-                bar.update((stop - start) * min(width, len(bank) - first))
-            run = dataclasses.replace(run, state=State(stop, values, state))
+                _segment(bank, values, state, run, (first, min(first + width, len(bank))), start, stop, bar)
+            run = dataclasses.replace(
+                run, state=State(stop, {k: v.clone() for k, v in values.items()}, {k: v.clone() for k, v in state.items()})
+            )
             if checkpoint is not None:
                 run.save(checkpoint)
-            if stop == steps:
-                return dataclasses.replace(
-                    run, state=State(stop, {k: v.clone() for k, v in values.items()}, {k: v.clone() for k, v in state.items()})
-                )
+    return run
 
 
 def _segment(
@@ -128,8 +140,7 @@ def _segment(
     chunk: tuple[int, int],
     start: int,
     stop: int,
-    *,
-    closed: bool,
+    bar: Any,
 ) -> None:
     """Train one chunk for some steps, and record; parameters and state change in place."""
     a, b = chunk
@@ -139,7 +150,8 @@ def _segment(
     memory = {name: v[a:b] for name, v in state.items()}
     like = own["W"]
     stream = FullBatch(data, task, a, b, like) if batch is None else Sampled(data, task, bank.seeds[a:b], a, batch, like)
-    engine = Gradients(bank.spec, loss, _importance(loss, like, a, b), closed=closed)
+    engine = Gradients(bank.spec, loss, _importance(loss, like, a, b), closed=run.config["gradients"] == "closed")
+    tick = max(1, (stop - start) // 50)
     frames = {int(t): k for k, t in enumerate(run.steps)}
     records = {int(t): k for k, t in enumerate(run.loss_steps)}
     with torch.no_grad():
@@ -152,6 +164,9 @@ def _segment(
             if wanted and found is not None:
                 run.losses[records[t], a:b] = found
             optimizer.step_(own, gradient, memory, t, lr if isinstance(lr, float) else lr(t, steps))
+            if (t + 1 - start) % tick == 0:
+                bar.update(tick * (b - a))
+        bar.update((stop - start) % tick * (b - a))
         if stop == steps:
             for name, v in own.items():
                 run.parameters[name][frames[steps], a:b] = v
@@ -165,12 +180,12 @@ def _importance(loss: Loss, like: Tensor, a: int, b: int) -> Tensor | None:
     return own[None, None] if own.ndim == 1 else own[a:b, None]
 
 
-def _begun(bank: ToyBank, config: dict[str, Any], checkpoint: Path | None, width: int) -> Run:
+def _begun(bank: ToyBank, config: dict[str, Any], checkpoint: str | Path | None, width: int) -> Run:
     """The run at its start, or as a checkpoint left it."""
     record: Record = config["record"]
     steps = record.steps_of("frames", config["steps"])
     loss_steps = record.steps_of("losses", config["steps"])
-    if checkpoint is not None and checkpoint.exists():
+    if checkpoint is not None and Path(checkpoint).exists():
         run = Run.load(checkpoint)
         here = {"spec": bank.spec, "seeds": bank.seeds, "axes": bank.axes, "dtype": str(bank.W.dtype)} | config
         there = {"spec": run.spec, "seeds": run.seeds, "axes": run.axes, "dtype": str(run.weights.dtype)} | dict(run.config)
@@ -220,9 +235,10 @@ def _text(value: object) -> str:
 
 
 def _chunk(bank: ToyBank, data: ToyData, batch: int | None) -> int:
-    samples = batch or data.n_inputs or 1
-    spec: ToySpec = bank.spec
-    numbers = samples * (2 * spec.outputs + 2 * spec.n_hidden + (0 if batch is None else spec.n_features * steps_of_block(data, batch)))
+    samples, spec = batch or data.n_inputs or 1, bank.spec
+    numbers = samples * 2 * (spec.outputs + spec.n_hidden + spec.d_mlp)
+    if batch is not None:
+        numbers += steps_of_block(data, batch) * batch * spec.n_features // 8  # drawn ahead, and read once
     return max(1, CACHE // (numbers * bank.W.element_size()))
 
 

@@ -72,7 +72,7 @@ class Gradients:
         Returns:
             Gradients by name, in buffers that the next call overwrites, and losses ``[instance]``.
         """
-        return self._written(values, batch, losses) if self.closed else self._autograd(values, batch)
+        return self._written(values, batch, losses) if self.closed else self._autograd(values, batch, losses)
 
     def losses(self, values: dict[str, Tensor], batch: Batch) -> Tensor:
         """Losses alone.
@@ -84,20 +84,22 @@ class Gradients:
         Returns:
             ``[instance]``.
         """
-        eye = torch.eye(self.spec.n_features, dtype=values["W"].dtype, device=values["W"].device) if None in (batch.x, batch.y) else None
-        out = outputs(self.spec, values, eye if batch.x is None else batch.x)  # type: ignore[arg-type]
-        return self.loss.value(out, eye if batch.y is None else batch.y, self._weight(batch))  # type: ignore[arg-type]
+        out = outputs(self.spec, values, batch.x)
+        return self.loss.value(out, self._target(batch, out), self._weight(batch))
 
     def _weight(self, batch: Batch) -> Tensor | float:
         weight = batch.weight if self.loss.kind == "cross_entropy" else batch.weight / self.spec.outputs
         return weight if self.importance is None else self.importance * weight
 
-    def _autograd(self, values: dict[str, Tensor], batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    def _autograd(self, values: dict[str, Tensor], batch: Batch, losses: bool) -> tuple[dict[str, Tensor], Tensor | None]:
         with torch.enable_grad():
             leaves = {name: p.detach().requires_grad_() for name, p in values.items()}
-            found = self.losses(leaves, batch)
-            gradients = torch.autograd.grad(found.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
-        return dict(zip(leaves, gradients)), found.detach()
+            out = outputs(self.spec, leaves, batch.x)
+        found = self.loss.value(out.detach(), self._target(batch, out), self._weight(batch)) if losses else None
+        # The slope of the loss is written out: a graph of it would cost as much again as the model's.
+        G, factor = self._slope(out.detach().clone(), batch)
+        gradients = torch.autograd.grad(out, list(leaves.values()), G.mul_(factor), allow_unused=True, materialize_grads=True)
+        return dict(zip(leaves, gradients)), found
 
     def _buffer(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         have = self.buffers.get(name)
@@ -106,71 +108,77 @@ class Gradients:
         return have
 
     def _written(self, values: dict[str, Tensor], batch: Batch, losses: bool) -> tuple[dict[str, Tensor], Tensor | None]:
-        spec, x, W = self.spec, batch.x, values["W"]
+        # Hidden values are held as [instance hidden sample]: with few hidden dimensions, a product whose rows are samples is four
+        # times slower than the same one with samples along the rows (1.0 against 0.24 microseconds for 40 x 40 by 40 x 2).
+        spec, W, n = self.spec, values["W"], len(values["W"])
         U = W if spec.tied else values["U"]
-        n, f, h = W.shape
-        s = f if x is None else x.shape[-2]
-        if x is None:
-            hidden = pre_hidden = W
-        else:
-            hidden = pre_hidden = torch.bmm(x.expand(n, -1, -1), W, out=self._buffer("hidden", (n, s, h), W))
+        x = None if batch.x is None else batch.x.expand(n, -1, -1)
+        s = spec.n_features if x is None else x.shape[1]
+        wide, tall = (n, spec.n_hidden, s), (n, s, spec.outputs)
+        hidden = W.mT if x is None else torch.bmm(W.mT, x.mT, out=self._buffer("hidden", wide, W))
         if spec.hidden_bias:
-            pre_hidden = torch.add(hidden, values["b_hidden"][:, None], out=self._buffer("pre_hidden", (n, s, h), W))
-            hidden = pre_hidden
-        if spec.hidden_activation not in (None, "identity"):
-            hidden = _activate(spec.hidden_activation, pre_hidden, self._buffer("active", (n, s, h), W))
-        pre, out = self._buffer("pre", (n, s, spec.outputs), W), self._buffer("out", (n, s, spec.outputs), W)
+            hidden = torch.add(hidden, values["b_hidden"][:, :, None], out=self._buffer("biased", wide, W))
+        pre_hidden, curved = hidden, spec.hidden_activation not in (None, "identity")
+        if curved:
+            hidden = _activate(spec.hidden_activation, pre_hidden, self._buffer("active", wide, W))
+        pre = self._buffer("pre", tall, W)
         if spec.out_bias:
             bias = values["b"][:, None]
-            torch.baddbmm(bias + spec.shift if spec.shift else bias, hidden, U.mT, alpha=spec.scale, out=pre)
+            torch.baddbmm(bias + spec.shift if spec.shift else bias, hidden.mT, U.mT, alpha=spec.scale, out=pre)
         else:
-            torch.bmm(hidden, U.mT, out=pre)
+            torch.bmm(hidden.mT, U.mT, out=pre)
             if spec.scale != 1:
                 pre.mul_(spec.scale)
             if spec.shift:
                 pre.add_(spec.shift)
-        out = _activate(spec.activation, pre, out)
-        found = self._losses_of(out, batch) if losses else None
-        G = self.loss.residual_(out, batch.y)
-        factor = self.loss.factor
-        weight = self._weight(batch)
-        if isinstance(weight, Tensor):
-            G.mul_(weight)
-        else:
-            factor *= weight
+        out = _activate(spec.activation, pre, self._buffer("out", tall, W))
+        found = self.loss.value(out, self._target(batch, W), self._weight(batch)) if losses else None
+        G, factor = self._slope(out, batch)
         _slope_(spec.activation, G, pre)
 
         gradients: dict[str, Tensor] = {}
         if spec.out_bias:
             gradients["b"] = torch.sum(G, 1, out=self._buffer("b", (n, spec.outputs), W)).mul_(factor)
-        scaled = factor * spec.scale
-        if self._symmetric(batch, hidden is W):
-            gradients["W"] = torch.baddbmm(W, G, W, beta=0, alpha=2 * scaled, out=self._buffer("W", (n, f, h), W))
-            return gradients, found
-        dU = torch.baddbmm(U, G.mT, hidden, beta=0, alpha=scaled, out=self._buffer("U", (n, spec.outputs, h), W))
-        if not spec.tied:
-            gradients["U"] = dU
-        dH = torch.baddbmm(hidden, G, U, beta=0, alpha=scaled, out=self._buffer("dH", (n, s, h), W))
-        if spec.hidden_activation not in (None, "identity"):
-            _slope_(spec.hidden_activation, dH, pre_hidden)
+        factor *= spec.scale
+        shape = (n, spec.n_hidden, spec.outputs)
+        if x is None and self._symmetric(batch):
+            dW = torch.baddbmm(W.mT, W.mT, G, beta=0, alpha=2 * factor, out=self._buffer("dU", shape, W))
+            return {"W": self._upright("W", dW)}, found
+        dU = torch.baddbmm(U.mT, hidden, G, beta=0, alpha=factor, out=self._buffer("dU", shape, W))
+        if x is None and spec.tied and not curved and not spec.hidden_bias:
+            return gradients | {"W": self._upright("W", dU.baddbmm_(U.mT, G.mT, alpha=factor))}, found
+        d_hidden = torch.baddbmm(hidden, U.mT, G.mT, beta=0, alpha=factor, out=self._buffer("d_hidden", wide, W))
+        if curved:
+            _slope_(spec.hidden_activation, d_hidden, pre_hidden)
         if spec.hidden_bias:
-            gradients["b_hidden"] = torch.sum(dH, 1, out=self._buffer("b_hidden", (n, h), W))
-        if x is None:
-            gradients["W"] = dU.add_(dH) if spec.tied else dH
-        elif spec.tied:
-            gradients["W"] = dU.baddbmm_(x.expand(n, -1, -1).mT, dH)
+            gradients["b_hidden"] = torch.sum(d_hidden, 2, out=self._buffer("b_hidden", (n, spec.n_hidden), W))
+        dW = d_hidden if x is None else torch.bmm(d_hidden, x, out=self._buffer("dW", (n, spec.n_hidden, spec.n_features), W))
+        if spec.tied:
+            dW = dU.add_(dW)
         else:
-            gradients["W"] = torch.bmm(x.expand(n, -1, -1).mT, dH, out=self._buffer("W", (n, f, h), W))
+            gradients["U"] = self._upright("U", dU)
+        gradients["W"] = self._upright("W", dW)
         return gradients, found
 
-    def _symmetric(self, batch: Batch, linear: bool) -> bool:
-        """Whether G is symmetric: tied, one-hot, and nothing that treats rows and columns differently."""
-        plain = self.spec.tied and not self.spec.out_bias and not self.spec.hidden_bias and linear
-        return plain and batch.x is None and batch.y is None and isinstance(self._weight(batch), float) and self.loss.kind == "lp"
+    def _upright(self, name: str, transposed: Tensor) -> Tensor:
+        n, h, f = transposed.shape
+        return self._buffer(name, (n, f, h), transposed).copy_(transposed.mT)
 
-    def _losses_of(self, out: Tensor, batch: Batch) -> Tensor:
-        y = torch.eye(self.spec.n_features, dtype=out.dtype, device=out.device) if batch.y is None else batch.y
-        return self.loss.value(out, y, self._weight(batch))
+    def _slope(self, out: Tensor, batch: Batch) -> tuple[Tensor, float]:
+        """Gradient by the output, in its place, up to a number."""
+        G, factor, weight = self.loss.residual_(out, batch.y), self.loss.factor, self._weight(batch)
+        if isinstance(weight, Tensor):
+            return G.mul_(weight), factor
+        return G, factor * weight
+
+    def _symmetric(self, batch: Batch) -> bool:
+        """Whether G is symmetric: tied, one-hot, and nothing that treats rows and columns differently."""
+        spec = self.spec
+        plain = spec.tied and not spec.out_bias and not spec.hidden_bias and spec.hidden_activation in (None, "identity")
+        return plain and batch.y is None and isinstance(self._weight(batch), float) and self.loss.kind == "lp"
+
+    def _target(self, batch: Batch, like: Tensor) -> Tensor:
+        return torch.eye(self.spec.outputs, dtype=like.dtype, device=like.device) if batch.y is None else batch.y
 
 
 def _activate(name: object, pre: Tensor, out: Tensor) -> Tensor:

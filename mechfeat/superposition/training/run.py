@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mechfeat.errors import OptionError, ShapeError
 from mechfeat.features import storable
 from mechfeat.features.storage import Stored
 from mechfeat.models import ToyBank, ToySpec
+from mechfeat.superposition.training.events import Event, find_events
 
 
 @storable
@@ -109,7 +110,7 @@ class Run(Stored):
             ),
         )
 
-    def labelled(self, values: Float[Tensor, "instance ..."]) -> Tensor:
+    def labelled(self, values: Shaped[Tensor, "instance ..."]) -> Tensor:
         """Values of instances, laid out on the labelled axes.
 
         Args:
@@ -161,6 +162,38 @@ class Run(Stored):
         table = self.labelled(self.final_loss if values is None else values)
         levels = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=table.dtype, device=table.device)
         return torch.quantile(table, levels, dim=place).movedim(0, -1)
+
+    def events(self, *, drop: int | float = 0.02, moved: int | float = 0.2) -> list[Event]:
+        """Sudden falls of the loss, each with the features whose dimensionality changed.
+
+        Losses of random batches are noisy: record few of them, or ask for a larger ``drop``.
+
+        Args:
+            drop: Share of the loss that is lost within a hundredth of the steps.
+            moved: Change of a feature's dimensionality that counts, between the recorded frames around the fall.
+
+        Returns:
+            Events by instance, then by step.
+        """
+        return find_events(self.weights, self.steps, self.losses, self.loss_steps, drop=drop, moved=moved)
+
+    def resume(self, *, checkpoint: str | Path | None = None, every: int | None = None, progress: bool = False) -> "Run":
+        """Go on where training stands, with the same settings, bit for bit.
+
+        Args:
+            checkpoint: A file to save to on the way; give that of the interrupted run to continue it.
+            every: Steps between checkpoints; a tenth of the run if None.
+            progress: Show a progress bar.
+
+        Returns:
+            The completed run; itself if it was complete.
+        """
+        from mechfeat.superposition.training.fit import advance
+
+        state = self.state.parameters
+        device = self.weights.device
+        bank = ToyBank(self.spec, seeds=self.seeds, init=state, axes=self.axes, dtype=self.weights.dtype, device=device)
+        return advance(bank, self, checkpoint, every=every, progress=progress)
 
     def _axis(self, name: str) -> int:
         if name not in self.axes:
