@@ -58,10 +58,12 @@ def test_the_phase_diagram(rows):
     assert row["found"]["agreement_away"] >= 0.99
 
 
+@pytest.mark.full
 def test_the_smoke_run(tmp_path):
     script, out = ROOT / "benchmarks" / "bench_toy_models.py", tmp_path / "rows.jsonl"
-    command = [sys.executable, str(script), "saddle", "phase", "--smoke", "--out", str(out)]
+    command = [sys.executable, str(script), "--smoke", "--out", str(out)]
     subprocess.run(command, check=True, capture_output=True, text=True)
-    assert [json.loads(line)["check"] for line in out.read_text().splitlines()] == ["saddle", "phase"]
+    checks = ["saddle", "hysteresis", "bias", "phase"]
+    assert list(dict.fromkeys(json.loads(line)["check"] for line in out.read_text().splitlines())) == checks
     again = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert again.stdout.splitlines() == ["saddle: already there", "phase: already there"]
+    assert again.stdout.splitlines() == [f"{check}: already there" for check in checks]
