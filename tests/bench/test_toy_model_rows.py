@@ -42,10 +42,21 @@ def test_the_loop_of_the_unlearned_state(rows, steps):
 
 @pytest.mark.parametrize("steps", [3000, 4000, 12000])
 def test_the_cycle_of_the_learned_state(rows, steps):
-    found = rows["hysteresis"][f"learned, {steps} steps a level"]["found"]
+    found = rows["hysteresis"][f"learned to -26, {steps} steps a level"]["found"]
     assert found["out"][0] >= 0.96
     assert found["back"][0] < 0.5
     assert math.isclose(found["control_back"][0], found["control_out"][0])
+
+
+def test_the_loop_of_a_common_bias(rows):
+    # The second form: the ends agree, and between them some models remember, with other numbers of directions on the two ways.
+    found, control = (rows["bias"][case]["found"] for case in ("memory", "control"))
+    assert max(found["gap_at_ends"]) < 1e-3
+    loops = [i for i, gap in enumerate(found["largest_relative_gap"]) if gap >= 0.02]
+    assert len(loops) >= 2
+    assert all(found["directions_out"][i] != found["directions_back"][i] for i in loops)
+    assert max(control["largest_relative_gap"]) < 1e-9
+    assert found["k_eff_start"] == pytest.approx([4.1982] * 6, abs=5e-4)
 
 
 def test_the_phase_diagram(rows):
