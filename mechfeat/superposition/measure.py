@@ -17,6 +17,7 @@ from torch import Tensor
 from mechfeat.errors import DegenerateNullError, DtypeError, NonFiniteError, OptionError, ShapeError
 from mechfeat.features import FeatureSet, Finding, signal_share, storable
 from mechfeat.nulls import random_directions, shuffled_weights
+from mechfeat.superposition.frames import frame_potential, mean_squared_overlap, relu_energy
 from mechfeat.superposition.metrics import (
     effective_rank,
     feature_dimensionality,
@@ -25,7 +26,16 @@ from mechfeat.superposition.metrics import (
     participation_ratio,
 )
 
-Metric = Literal["features_per_dimension", "effective_rank", "participation_ratio", "mean_dimensionality", "mean_interference"]
+Metric = Literal[
+    "features_per_dimension",
+    "effective_rank",
+    "participation_ratio",
+    "mean_dimensionality",
+    "mean_interference",
+    "mean_squared_overlap",
+    "frame_potential",
+    "relu_energy",
+]
 Null = Literal["random_directions", "shuffled_weights"]
 
 _METRICS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -34,6 +44,9 @@ _METRICS: dict[str, Callable[[Tensor], Tensor]] = {
     "participation_ratio": participation_ratio,
     "mean_dimensionality": lambda rows: feature_dimensionality(rows).mean(),
     "mean_interference": lambda rows: interference(rows).mean(),
+    "mean_squared_overlap": mean_squared_overlap,
+    "frame_potential": frame_potential,
+    "relu_energy": relu_energy,
 }
 _NULLS = ("random_directions", "shuffled_weights")
 _MAX_GROUPS = 256

@@ -26,6 +26,8 @@ def feature_dimensionality(
 
     The capacity :math:`(W_i \cdot W_i)^2 / \sum_j (W_i \cdot W_j)^2` of Scherlis et al. is the same number.
 
+    Real networks: yes; it depends on row lengths, so normalise a dictionary or report both.
+
     Args:
         W: Feature directions, one row per feature.
 
@@ -59,6 +61,8 @@ def interference(
 
     .. math:: I_i = \textstyle\sum_{j \ne i} (\hat W_i \cdot W_j)^2
 
+    Real networks: yes (decoder rows of a dictionary, filters), on rows of length 1.
+
     Args:
         W: Feature directions, one row per feature.
 
@@ -80,6 +84,78 @@ def interference(
     return (scale * overlap.masked_fill(own, 0.0).square().sum(-1)) * scale
 
 
+def feature_norm(W: Float[Tensor, "*instance feature hidden"]) -> Float[Tensor, "*instance feature"]:
+    r"""Length of each feature's direction; in a toy model near 1 where it is represented, and near 0 where it is not.
+
+    .. math:: \|W_i\|
+
+    Real networks: yes, of decoder and unembedding rows, in their own scale.
+
+    Args:
+        W: Feature directions, one row per feature.
+
+    Returns:
+        Values ≥ 0, in units of ``W``; 0 for a zero row.
+
+    Source:
+        Elhage et al. 2022, *Toy Models of Superposition*.
+
+    Example:
+        >>> feature_norm(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([5., 0.])
+    """
+    scale = _largest(W)
+    return (W / scale[..., None, None]).norm(dim=-1) * scale[..., None]
+
+
+def interference_matrix(W: Float[Tensor, "*instance feature hidden"]) -> Float[Tensor, "*instance feature feature"]:
+    r"""Signed length of each feature along each other's direction; row i holds what feature i hears.
+
+    .. math:: \hat W_i \cdot W_j
+
+    Real networks: yes; on rows of length 1 it is the matrix of cosines.
+
+    Args:
+        W: Feature directions, one row per feature.
+
+    Returns:
+        Values in units of ``W``; the diagonal holds the norms, and a zero row gives a row and a column of zeros.
+
+    Source:
+        Elhage et al. 2022, *Toy Models of Superposition*.
+
+    Example:
+        >>> interference_matrix(torch.tensor([[1.0, 0.0], [-2.0, 0.0]]))
+        tensor([[ 1., -2.],
+                [-1.,  2.]])
+    """
+    scale = _largest(W)[..., None, None]
+    return einsum(_unit(W), W / scale, "... i h, ... j h -> ... i j") * scale
+
+
+def capacity(W: Float[Tensor, "*instance feature hidden"]) -> Float[Tensor, "*instance feature"]:
+    r"""Capacity of each feature: algebraically its dimensionality, under the name of Scherlis et al.
+
+    .. math:: C_i = (W_i \cdot W_i)^2 \Big/ \textstyle\sum_j (W_i \cdot W_j)^2 = D_i
+
+    Real networks: yes, as :func:`feature_dimensionality`.
+
+    Args:
+        W: Feature directions, one row per feature.
+
+    Returns:
+        Values in [0, 1], dimensionless; 0 for a zero row.
+
+    Source:
+        Scherlis et al. 2022, *Polysemanticity and Capacity in Neural Networks*, equation 1.
+
+    Example:
+        >>> capacity(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0]]))
+        tensor([0.5000, 0.5000, 1.0000])
+    """
+    return feature_dimensionality(W)
+
+
 def features_per_dimension(
     W: Float[Tensor, "*instance feature hidden"],
 ) -> Float[Tensor, "*instance"]:
@@ -89,6 +165,8 @@ def features_per_dimension(
 
     It counts features where each is either represented with norm near 1 or not at all; other norms enter with their
     square, so that directions of another scale must be normalised first.
+
+    Real networks: only where norms are near 0 or 1: normalise a dictionary first.
 
     Args:
         W: Feature directions, one row per feature, in :math:`m` hidden dimensions.
@@ -117,6 +195,8 @@ def effective_rank(
 
     Rows are not centred. Singular values below ``max(feature, hidden) * eps`` times the largest are rounding, and count
     as zero.
+
+    Real networks: yes.
 
     Args:
         W: Feature directions, one row per feature.
@@ -159,6 +239,8 @@ def participation_ratio(
               = \|W\|_F^4 \big/ \|W^\top W\|_F^2
 
     The eigenvalues are the squared singular values of ``W``; rows are not centred.
+
+    Real networks: yes, of directions, or of centred activations.
 
     Args:
         W: Feature directions, one row per feature.

@@ -1,4 +1,4 @@
-"""Features of a real layer: the directions that the next layer reads."""
+"""Features of a real layer: the directions that the next layer reads, and those that a layer writes."""
 
 from torch import nn
 
@@ -45,3 +45,34 @@ def read_directions(model: nn.Module | HookedModel, layer: str, *, n_channels: i
     else:
         raise UnsupportedLayerError(f"{layer!r} is a {type(module).__name__}; directions are read from Conv2d (one group) and Linear.")
     return FeatureSet(f"{layer}:in", rows)
+
+
+def write_directions(model: nn.Module | HookedModel, layer: str) -> FeatureSet:
+    """Directions in the output of a layer, one for each input unit and place that writes to it.
+
+    Args:
+        model: The model.
+        layer: Path of a ``Conv2d`` (one group) or ``Linear``.
+
+    Returns:
+        A feature set at ``layer``, ``[unit·place channel]``, detached.
+
+    Raises:
+        HookNameError: There is no such module.
+        UnsupportedLayerError: It is another kind of layer.
+
+    Example:
+        >>> write_directions(nn.Sequential(nn.Linear(5, 2)), "0").directions.shape
+        torch.Size([5, 2])
+    """
+    hm = hooked(model)
+    module = dict(hm.module.named_modules()).get(layer)
+    if module is None:
+        raise HookNameError(layer, hm.hook_names())
+    if isinstance(module, nn.Conv2d) and module.groups == 1:
+        rows = module.weight.detach().permute(1, 2, 3, 0).flatten(0, 2)
+    elif isinstance(module, nn.Linear):
+        rows = module.weight.detach().T
+    else:
+        raise UnsupportedLayerError(f"{layer!r} is a {type(module).__name__}; directions are read from Conv2d (one group) and Linear.")
+    return FeatureSet(layer, rows)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mechfeat.bench.oracles import frames
 from mechfeat.bench.oracles import superposition as oracle
 from mechfeat.errors import DegenerateNullError, DtypeError, NonFiniteError, OptionError, ShapeError
 from mechfeat.features import FeatureSet
@@ -38,6 +39,8 @@ def unit_rows(W):
 def literal(metric, W):
     if metric == "features_per_dimension":
         return oracle.features_per_dimension(W / W.norm(dim=-1).max())
+    if hasattr(frames, metric):
+        return torch.tensor(getattr(frames, metric)(W))
     if metric.startswith("mean_"):
         name = {"mean_dimensionality": "feature_dimensionality", "mean_interference": "interference"}[metric]
         return getattr(oracle, name)(unit_rows(W)).mean()
@@ -240,7 +243,7 @@ def test_one_represented_feature():
     [
         (torch.ones(3, 2), {"metric": "rank"}, OptionError,
          "metric='rank' is not known. It can be 'features_per_dimension', 'effective_rank', 'participation_ratio', "
-         "'mean_dimensionality', 'mean_interference'."),
+         "'mean_dimensionality', 'mean_interference', 'mean_squared_overlap', 'frame_potential', 'relu_energy'."),
         (torch.ones(3, 2), {"null": "none"}, OptionError,
          "null='none' is not known. It can be 'random_directions', 'shuffled_weights'."),
         (torch.ones(3, 2), {"n_null": 0}, ShapeError,
