@@ -2,8 +2,7 @@
 
 from mechfeat.ntk import analytic as analytic
 from mechfeat.ntk.dual import Activation
-from mechfeat.ntk.dynamics import KernelDynamics
-from mechfeat.ntk.dynamics_model import TrainingPrediction, linearize, predict_training
+from mechfeat.ntk.dynamics import KernelDynamics, TrainingPrediction, linearize, predict_training
 from mechfeat.ntk.empirical import PROVED, empirical_ntk, plan
 from mechfeat.ntk.krylov import Eigenpairs, Solution, SpectralDensity
 from mechfeat.ntk.operator import NTKOperator

@@ -94,7 +94,7 @@ def test_the_manifest_says_what_the_shards_hold(model, loader, folder):
     }
 
 
-@pytest.mark.parametrize("positions", ["all", "mean", (1, -1), lambda a: a.amax((1, 2))], ids=str)
+@pytest.mark.parametrize("positions", ["all", "mean", (1, -1), lambda a: a.amax((1, 2))], ids=["all", "mean", "at one", "largest"])
 def test_tables_are_those_of_one_large_batch(model, loader, folder, positions):
     shards = model.stream_to_disk(loader, "conv1", folder, positions=positions)
     expected = model.run_with_cache(torch.cat(loader), "conv1")[1].samples("conv1", positions)

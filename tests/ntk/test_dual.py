@@ -231,11 +231,11 @@ def test_kinks_are_integrated_at_nearly_perfect_correlation(gap, sign):
 
 
 def test_the_plain_rule_is_wrong_across_a_kink_and_the_split_rule_is_not():
-    from mechfeat.ntk import dual_quadrature
+    from mechfeat.ntk.dual import quadrature
 
     one = torch.tensor([1.0])
-    plain = dual_quadrature.smooth(torch.relu, one, one, one / 2, 256)
-    cut = dual_quadrature.split(torch.relu, (0.0,), one, one, one / 2, 16)
+    plain = quadrature.smooth(torch.relu, one, one, one / 2, 256)
+    cut = quadrature.split(torch.relu, (0.0,), one, one, one / 2, 16)
     exact = Activation.of("relu").k(one, one, one / 2)
     assert float((cut - exact).abs()) < 1e-13
     assert float((plain - exact).abs()) > 1e-5
@@ -381,11 +381,11 @@ def test_symmetric_and_within_cauchy_schwarz(a, b, rho, name):
 
 
 def test_elementwise_and_each_distinct_triple_once(monkeypatch):
-    from mechfeat.ntk import dual_quadrature
+    from mechfeat.ntk.dual import quadrature
 
     tanh = Activation.of("tanh", tolerance=1.0)
-    rows, real = [], dual_quadrature.smooth
-    monkeypatch.setattr(dual_quadrature, "smooth", lambda f, a, *rest: rows.append(len(a)) or real(f, a, *rest))
+    rows, real = [], quadrature.smooth
+    monkeypatch.setattr(quadrature, "smooth", lambda f, a, *rest: rows.append(len(a)) or real(f, a, *rest))
     a = torch.tensor([1.0, 2.0]).repeat(500)[:, None]
     k = tanh.k(a, a.T, torch.full((1000, 1000), 0.5))
     assert k.shape == (1000, 1000)

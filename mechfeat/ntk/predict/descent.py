@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mechfeat.errors import NonFiniteError
-from mechfeat.ntk.dynamics_losses import Loss
+from mechfeat.ntk.dynamics.losses import Loss
 
 
 def train_sparse(
@@ -16,7 +16,7 @@ def train_sparse(
 
     Args:
         X: Features, ``[n feature]`` in CSR form.
-        Y: Targets as :func:`~mechfeat.ntk.dynamics_losses.targets` gives them, ``[n draw o]``; each draw is a training of its own.
+        Y: Targets as :func:`~mechfeat.ntk.dynamics.losses.targets` gives them, ``[n draw o]``; each draw is a training of its own.
         stops: Steps, or times, at which parameters are wanted.
         loss: The loss.
         rate: Learning rate η of the sum over samples.

@@ -19,7 +19,7 @@ from mechfeat.hooks import HookedModel, unwrap
 from mechfeat.ntk.capture import trainable
 from mechfeat.ntk.checks import check_input, check_model, check_output
 from mechfeat.ntk.dynamics import KernelDynamics
-from mechfeat.ntk.dynamics_losses import Loss, Reduction, gradient, targets
+from mechfeat.ntk.dynamics.losses import Loss, Reduction, gradient, targets
 from mechfeat.ntk.empirical import empirical_ntk
 from mechfeat.ntk.predict.compare import pearson
 from mechfeat.ntk.predict.measured import kernel_drift

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mechfeat.errors import OptionError, ShapeError
 from mechfeat.ntk.dynamics import Time
-from mechfeat.ntk.dynamics_losses import Loss, Reduction, check_options, targets
+from mechfeat.ntk.dynamics.losses import Loss, Reduction, check_options, targets
 from mechfeat.ntk.predict.cross_talk import widths
 from mechfeat.ntk.predict.prediction import FeaturePrediction
 from mechfeat.ntk.predict.sparse import check_documents, has_sparse_map, is_counts

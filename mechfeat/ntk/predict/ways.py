@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from mechfeat.errors import ShapeError, StepSizeError
 from mechfeat.ntk.analytic import AnalyticKernel
 from mechfeat.ntk.dynamics import KernelDynamics, Time
-from mechfeat.ntk.dynamics_layout import blocks, kernel_of, times
-from mechfeat.ntk.dynamics_losses import CURVATURE, Loss, Reduction, gradient
+from mechfeat.ntk.dynamics.layout import blocks, kernel_of, times
+from mechfeat.ntk.dynamics.losses import CURVATURE, Loss, Reduction, gradient
 from mechfeat.ntk.empirical import empirical_ntk
 from mechfeat.ntk.predict.cross_talk import PairNoise, pair_noise, score_noise, smallest_deviation
 from mechfeat.ntk.predict.descent import largest_eigenvalue, train_sparse
@@ -28,7 +28,7 @@ class Task:
     """What is to be learnt and how.
 
     Attributes:
-        Y: Targets as :func:`~mechfeat.ntk.dynamics_losses.targets` gives them.
+        Y: Targets as :func:`~mechfeat.ntk.dynamics.losses.targets` gives them.
         orders: For each draw of the null, which document's target each document gets; None for no null.
         stops: Steps or times.
         loss: The loss.

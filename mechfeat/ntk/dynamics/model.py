@@ -19,8 +19,8 @@ from mechfeat.features import Finding, signal_share, storable
 from mechfeat.hooks import HookedModel, unwrap
 from mechfeat.ntk.capture import trainable
 from mechfeat.ntk.checks import check_input, check_model, check_output
-from mechfeat.ntk.dynamics import KernelDynamics
-from mechfeat.ntk.dynamics_losses import Loss, Reduction, gradient, targets
+from mechfeat.ntk.dynamics.kernel import KernelDynamics
+from mechfeat.ntk.dynamics.losses import Loss, Reduction, gradient, targets
 from mechfeat.ntk.empirical import empirical_ntk
 from mechfeat.ntk.tangent import _differentiable
 from mechfeat.ntk.taps import quiet

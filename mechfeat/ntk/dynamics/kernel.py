@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechfeat.errors import DeviceError, NonFiniteError, OptionError, ShapeError, StepSizeError
-from mechfeat.ntk.dynamics_layout import FORMS, Kernel, blocks, check_symmetric, kernel_of, largest, pack, rounding, times, unpack
-from mechfeat.ntk.dynamics_losses import CURVATURE, Loss, Reduction, check_options, gradient, targets
+from mechfeat.ntk.dynamics.layout import FORMS, Kernel, blocks, check_symmetric, kernel_of, largest, pack, rounding, times, unpack
+from mechfeat.ntk.dynamics.losses import CURVATURE, Loss, Reduction, check_options, gradient, targets
 from mechfeat.ntk.result import NTKResult
 
 Time = Literal["descent", "flow"]

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from mechfeat.errors import OptionError, QuadratureError
 from mechfeat.models.text.activations import Function, LeakyReLU
-from mechfeat.ntk import dual_quadrature as quadrature
-from mechfeat.ntk.dual_checks import check_elementwise, check_found, checked, listed, undeclared
-from mechfeat.ntk.dual_closed import closed_form
-from mechfeat.ntk.dual_kinks import derivatives, found_kinks, sides
-from mechfeat.ntk.dual_names import resolved
+from mechfeat.ntk.dual import quadrature
+from mechfeat.ntk.dual.checks import check_elementwise, check_found, checked, listed, undeclared
+from mechfeat.ntk.dual.closed import closed_form
+from mechfeat.ntk.dual.kinks import derivatives, found_kinks, sides
+from mechfeat.ntk.dual.names import resolved
 
 _PANEL = 16  # a rule on a panel has this many times fewer nodes than one over the whole line
 _DOUBLINGS = 3
