@@ -1,5 +1,6 @@
 """Plain modules to study: small enough to train in seconds, built only of torch."""
 
+from mechfeat.models import text as text
 from mechfeat.models.cnn import DigitsCNN
 from mechfeat.models.mlp import mlp
 from mechfeat.models.resnet import CifarResNet
