@@ -1,0 +1,94 @@
+"""A causal language model's logits against how often tokens precede their targets: PTB and WikiText-2."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mechfeat.data.text import Stream, load_stream, topics
+from mechfeat.models.text import CausalTransformerLM
+
+from .rows import TextRow, data_folder, save
+from .training import Training
+
+SEED, BATCH, WINDOW, RATE, DECAY, CLIP, DROPOUT = 2021, 20, 35, 5.0, 0.95, 0.5, 0.2
+SIZES = {"d_model": 200, "n_layers": 2, "n_heads": 2, "d_mlp": 200}
+FILES = {"ptb": ("ptb.train.txt.gz", "ptb.valid.txt.gz"), "wikitext2": ("wiki.train.tokens.gz", "wiki.valid.tokens.gz")}
+FREQUENT, TARGETS = 20, 10
+
+
+def streams(name: str) -> tuple[Stream, Stream]:
+    """Training and validation text."""
+    folder = data_folder(name)
+    train = load_stream(folder / FILES[name][0])
+    return train, load_stream(folder / FILES[name][1], vocabulary=train.vocabulary)
+
+
+def toy() -> tuple[Stream, Stream]:
+    """Generated text whose tokens keep to a topic for a document, for a smoke run."""
+    made = [topics(n, length=(20, 40), n_unseen=0, generator=torch.Generator().manual_seed(n)).corpus for n in (400, 40)]
+    return tuple(Stream(c.ids[c.ids >= 0], c.vocabulary) for c in made)
+
+
+def loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross-entropy of the next tokens."""
+    ids, targets = batch
+    return F.cross_entropy(net(ids).flatten(0, 1), targets.flatten())
+
+
+def perplexity(net: nn.Module, stream: Stream) -> float:
+    """Of held-out text, in windows."""
+    total, n = 0.0, 0
+    for ids, targets in stream.batches(10, window=WINDOW):
+        total += float(loss(net, (ids, targets))) * targets.numel()
+        n += targets.numel()
+    return math.exp(total / n)
+
+
+def experiment(name: str, text: tuple[Stream, Stream], *, epochs: int, folder: Path, out: Path) -> TextRow:
+    """Train the language model, and compare logits of targets that often and rarely follow a token."""
+    train, valid = text
+    generator = torch.Generator().manual_seed(SEED)
+    net = CausalTransformerLM(len(train.vocabulary), WINDOW, dropout=DROPOUT, generator=generator, **SIZES).float()
+    torch.manual_seed(SEED)  # dropout
+    windows = list(train.batches(BATCH, window=WINDOW))
+
+    def batches(epoch: int) -> Sequence[Any]:
+        return windows
+
+    def measure(net: nn.Module) -> dict[str, Any]:
+        return {"valid_perplexity": perplexity(net, valid), **targets(net, train)[0]}
+
+    settings = {
+        **SIZES,
+        "dropout": DROPOUT,
+        "mask": "causal",
+        "optimizer": f"SGD lr {RATE:g}, times {DECAY:g} an epoch, gradients clipped at {CLIP:g}",
+        "batch": BATCH,
+        "window": WINDOW,
+        "seed": SEED,
+        "epochs": epochs,
+        "tokens": len(train),
+        "vocabulary_size": len(train.vocabulary),
+    }
+    run = Training(
+        net,
+        torch.optim.SGD(net.parameters(), lr=RATE),
+        batches,
+        loss,
+        measure,
+        {"experiment": name, **settings},
+        folder / f"{name}.pt",
+        clip=CLIP,
+        decay=DECAY,
+        every=100,
+    )
+    curve = run.run(epochs)
+    by_token = targets(net, train)[1]
+    row = TextRow(name, "causal transformer", settings, {**curve[-1], "by_token": by_token}, curve, run.seconds)
+    save(row, out)
+    return row
