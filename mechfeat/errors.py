@@ -286,6 +286,10 @@ class StepSizeError(MechfeatError, ValueError):
         )
 
 
+class QuadratureError(MechfeatError, ValueError):
+    """A function cannot be integrated to the accuracy asked for, or has a kink that was not declared."""
+
+
 class SessionClosedError(MechfeatError, RuntimeError):
     """A session was called after its ``with`` block had ended."""
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.func import jvp
+from torch.func import vjp
 
 from mechfeat.models.text.activations import Function
 from mechfeat.models.text.attention import Readout, check_readout
@@ -199,8 +199,9 @@ class GatedLinearRNN(Recurrent):
 
     def _states(self, ids: Int[Tensor, "doc position"]) -> list[Tensor]:
         u = point(F.linear(self._embed(ids), self.W_x) / self.d_model**0.5, "pre", self)
-        values = jvp(self.phi, (u,), (torch.ones_like(u),))
-        post, slope = values[0], values[1]
+        # φ acts entry by entry, so that its pull-back of ones is φ'. (Forward mode would do; loading it warns.)
+        pulled = vjp(self.phi, u)
+        post, slope = pulled[0], pulled[1](torch.ones_like(u))[0]
         states = list[Tensor]()
         for t in range(ids.shape[1]):
             h = post[:, t]
