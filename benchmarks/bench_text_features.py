@@ -16,14 +16,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from text_features import sentiment
+from text_features import language, sentiment, topics
 from text_features.rows import RESULTS
 
 
 def main() -> None:
     """Run one experiment, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=["sst", "imdb"])
+    parser.add_argument("experiment", choices=["sst", "imdb", "agnews", "ptb", "wikitext2"])
     parser.add_argument("--models", nargs="+", choices=sentiment.MODELS, default=list(sentiment.MODELS))
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--max-length", type=int, default=256, help="tokens of an IMDB review that are kept")
@@ -38,6 +38,13 @@ def main() -> None:
         epochs = args.epochs or (2 if args.smoke else 40 if args.experiment == "sst" else 10)
         for model in args.models:
             sentiment.experiment(args.experiment, task, model, epochs=epochs, folder=args.folder, out=args.out)
+    if args.experiment == "agnews":
+        corpus = topics.toy() if args.smoke else topics.agnews(50, 32)
+        width, steps = (128, (1, 10)) if args.smoke else (512, topics.STEPS)
+        topics.experiment(corpus, width=width, activation="relu", steps=steps, out=args.out)
+    if args.experiment in language.FILES:
+        text = language.toy() if args.smoke else language.streams(args.experiment)
+        language.experiment(args.experiment, text, epochs=args.epochs or 1, folder=args.folder, out=args.out)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def experiment(name: str, text: tuple[Stream, Stream], *, epochs: int, folder: P
         return windows
 
     def measure(net: nn.Module) -> dict[str, Any]:
-        return {"valid_perplexity": perplexity(net, valid), **targets(net, train)[0]}
+        return {"valid_perplexity": perplexity(net, valid)}
 
     settings = {
         **SIZES,
@@ -88,7 +88,6 @@ def experiment(name: str, text: tuple[Stream, Stream], *, epochs: int, folder: P
         every=100,
     )
     curve = run.run(epochs)
-    by_token = targets(net, train)[1]
-    row = TextRow(name, "causal transformer", settings, {**curve[-1], "by_token": by_token}, curve, run.seconds)
+    row = TextRow(name, "causal transformer", settings, curve[-1], curve, run.seconds)
     save(row, out)
     return row

@@ -1,5 +1,6 @@
 """Token scores of sentiment classifiers over training: SST and IMDB."""
 
+import copy
 import math
 import re
 from pathlib import Path
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from mechfeat.data.text import Corpus, load_texts, polarity, select_tokens, smoothed_log_odds
 from mechfeat.models.text import BagMLP, InitSpec, SelfAttention, TextCNN
-from mechfeat.ntk import empirical_ntk
+from mechfeat.ntk.predict import kernel_drift
+from mechfeat.ntk.predict.regime import regime
 
 from .rows import TextRow, data_folder, pearson, save
 from .training import Training, shuffled
@@ -130,7 +132,7 @@ def experiment(name: str, task: tuple[Corpus, Corpus, dict[str, Any]], model: st
         "groups": [len(groups.positive), len(groups.negative), len(groups.neutral)],
         **chosen,
     }
-    before = kernel(net, some)
+    initial = copy.deepcopy(net)
     run = Training(
         net,
         torch.optim.Adagrad(net.parameters(), lr=RATE),
@@ -141,14 +143,8 @@ def experiment(name: str, task: tuple[Corpus, Corpus, dict[str, Any]], model: st
         folder / f"{name}-{model.replace(' ', '-')}.pt",
     )
     curve = run.run(epochs)
-    drift = float((kernel(net, some) - before).norm() / before.norm())
-    result = {**curve[-1], "drift": drift, "regime": "rich" if drift > 0.1 else "kernel regime"}
+    drift = kernel_drift(initial, net, some[:, None])
+    result = {**curve[-1], "drift": drift, "regime": regime(drift)}
     row = TextRow(name, model, settings, result, curve, run.seconds)
     save(row, out)
     return row
-
-
-def kernel(net: nn.Module, tokens: Tensor) -> Tensor:
-    """The tangent kernel of single-token documents."""
-    return empirical_ntk(net, tokens[:, None], outputs="trace", prove="never").kernel
-
