@@ -95,13 +95,13 @@ def predict_features(
         the theory pages.
 
     Example:
-        >>> def bag(x1, x2=None):  # a linear bag of tokens: the kernel counts matching tokens
-        ...     x2 = x1 if x2 is None else x2
-        ...     return 3.0 * ((x1[:, None, :, None] == x2[None, :, None, :]) & (x1 >= 0)[:, None, :, None]).double().sum((2, 3))
+        >>> from mechfeat.ntk.analytic import BagKernel
+        >>> from mechfeat.ntk.dual import Activation
         >>> docs, labels = torch.tensor([[0, 2], [1, 2], [0, -1]]), torch.tensor([1, 0, 1])
-        >>> found = predict_features(bag, docs, labels, torch.tensor([[0], [1], [2]]), steps=1, lr=2.0, reduction="sum")
-        >>> found.scores[0, :, 0]  # 3 (n+ - n-)
-        tensor([ 6., -3.,  0.], dtype=torch.float64)
+        >>> kernel = BagKernel(activation=Activation.of("linear"))
+        >>> found = predict_features(kernel, docs, labels, torch.tensor([[0], [1], [2]]), steps=1, lr=0.2, reduction="sum")
+        >>> found.scores[0, :, 0]  # η/2 · 3 (n+ - n-)
+        tensor([ 0.6000, -0.3000,  0.0000], dtype=torch.float64)
     """
     check_options(loss, reduction)
     for option, value, allowed in (("time", time, ("descent", "flow")), ("method", method, ("auto", "features", "kernel"))):
