@@ -16,14 +16,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from text_features import language, sentiment, topics
+from text_features import language, sentiment, sweep, topics
 from text_features.rows import RESULTS
+
+EXPERIMENTS = ("sst", "imdb", "agnews", "ptb", "wikitext2", "sweep")
 
 
 def main() -> None:
     """Run one experiment, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=["sst", "imdb", "agnews", "ptb", "wikitext2"])
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, "all"])
     parser.add_argument("--models", nargs="+", choices=sentiment.MODELS, default=list(sentiment.MODELS))
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--max-length", type=int, default=256, help="tokens of an IMDB review that are kept")
@@ -33,18 +35,29 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.experiment in ("sst", "imdb"):
-        task = sentiment.toy() if args.smoke else sentiment.sst() if args.experiment == "sst" else sentiment.imdb(args.max_length)
-        epochs = args.epochs or (2 if args.smoke else 40 if args.experiment == "sst" else 10)
+    chosen = EXPERIMENTS if args.experiment == "all" else (args.experiment,)
+    for name in chosen:
+        run(name, args)
+
+
+def run(name: str, args: argparse.Namespace) -> None:
+    """Run one experiment, on generated data where it is a smoke run."""
+    smoke, out = args.smoke, args.out
+    if name in {"sst", "imdb"}:
+        task = sentiment.toy() if smoke else sentiment.sst() if name == "sst" else sentiment.imdb(args.max_length)
+        epochs = args.epochs or (2 if smoke else 40 if name == "sst" else 10)
         for model in args.models:
-            sentiment.experiment(args.experiment, task, model, epochs=epochs, folder=args.folder, out=args.out)
-    if args.experiment == "agnews":
-        corpus = topics.toy() if args.smoke else topics.agnews(50, 32)
-        width, steps = (128, (1, 10)) if args.smoke else (512, topics.STEPS)
-        topics.experiment(corpus, width=width, activation="relu", steps=steps, out=args.out)
-    if args.experiment in language.FILES:
-        text = language.toy() if args.smoke else language.streams(args.experiment)
-        language.experiment(args.experiment, text, epochs=args.epochs or 1, folder=args.folder, out=args.out)
+            sentiment.experiment(name, task, model, epochs=epochs, folder=args.folder, out=out)
+    elif name == "agnews":
+        corpus = topics.toy() if smoke else topics.agnews(50, 32)
+        width, steps = (128, (1, 10)) if smoke else (512, topics.STEPS)
+        topics.experiment(corpus, width=width, activation="relu", steps=steps, out=out)
+    elif name == "sweep":
+        sweep.capacity(out)
+        sweep.bias(out, width=128 if smoke else 2048, steps=10 if smoke else 100)
+    else:
+        text = language.toy() if smoke else language.streams(name)
+        language.experiment(name, text, epochs=args.epochs or 1, folder=args.folder, out=out)
 
 
 if __name__ == "__main__":

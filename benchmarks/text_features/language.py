@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mechfeat.data.text import Stream, load_stream, topics
+from mechfeat.data.text import Stream, load_stream, padded, topics
 from mechfeat.models.text import CausalTransformerLM
+from mechfeat.ntk.predict import compare_language, cooccurrence, next_token_logits
 
 from .rows import TextRow, data_folder, save
 from .training import Training
@@ -71,7 +72,6 @@ def experiment(name: str, text: tuple[Stream, Stream], *, epochs: int, folder: P
         "batch": BATCH,
         "window": WINDOW,
         "seed": SEED,
-        "epochs": epochs,
         "tokens": len(train),
         "vocabulary_size": len(train.vocabulary),
     }
@@ -88,6 +88,35 @@ def experiment(name: str, text: tuple[Stream, Stream], *, epochs: int, folder: P
         every=100,
     )
     curve = run.run(epochs)
-    row = TextRow(name, "causal transformer", settings, curve[-1], curve, run.seconds)
+    row = TextRow(
+        name, "causal transformer", {**settings, "epochs": epochs}, {**curve[-1], **after_frequent(net, train, windows)}, curve, run.seconds
+    )
     save(row, out)
     return row
+
+
+def after_frequent(net: nn.Module, train: Stream, windows: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """Logits after each of the most frequent tokens alone, of the targets that it precedes most and least often in the windows."""
+    full = [torch.cat([ids, targets[:, -1:]], 1) for ids, targets in windows]
+    text = padded([row.tolist() for block in full for row in block])
+    counts = cooccurrence(text, n_tokens=len(train.vocabulary), window=WINDOW)
+    tokens = train.counts.argsort(descending=True, stable=True)[:FREQUENT]
+    logits = next_token_logits(net, tokens)
+    found = {ties: compare_language(counts, logits, tokens, k=TARGETS, ties=ties, seed=SEED) for ties in ("random", "all")}
+    drawn = found["random"]
+    return {
+        "ordered": int(drawn.ordered.sum()),
+        "ordered_all_ties": int(found["all"].ordered.sum()),
+        "of": len(tokens),
+        "auc": drawn.value,
+        "auc_interval": list(drawn.interval),
+        "auc_null_median": float(drawn.null.median()),
+        "established": drawn.established,
+        "context_target_pairs": int(counts.counts.sum()),
+        "different_pairs": len(counts.targets),
+        "tokens": [train.vocabulary.tokens[t] for t in tokens.tolist()],
+        "top_median": drawn.top_median.tolist(),
+        "bottom_median": drawn.bottom_median.tolist(),
+        "bottom_median_all_ties": found["all"].bottom_median.tolist(),
+        "auc_by_token": drawn.auc.tolist(),
+    }

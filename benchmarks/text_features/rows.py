@@ -46,7 +46,9 @@ class TextRow:
 def save(row: TextRow, out: Path) -> None:
     """Append a row, and print its numbers."""
     write_rows([row], out)
-    print(f"{row.experiment} {row.model}: " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.result.items()))
+    print(
+        f"{row.experiment} {row.model}: " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.result.items())
+    )
 
 
 def data_folder(name: str) -> Path:

@@ -126,7 +126,6 @@ def experiment(name: str, task: tuple[Corpus, Corpus, dict[str, Any]], model: st
         "batch": BATCH,
         "seed": SEED,
         "dropout": 0,
-        "epochs": epochs,
         "documents": len(train),
         "vocabulary_size": train.n_tokens,
         "groups": [len(groups.positive), len(groups.negative), len(groups.neutral)],
@@ -145,6 +144,6 @@ def experiment(name: str, task: tuple[Corpus, Corpus, dict[str, Any]], model: st
     curve = run.run(epochs)
     drift = kernel_drift(initial, net, some[:, None])
     result = {**curve[-1], "drift": drift, "regime": regime(drift)}
-    row = TextRow(name, model, settings, result, curve, run.seconds)
+    row = TextRow(name, model, {**settings, "epochs": epochs}, result, curve, run.seconds)
     save(row, out)
     return row

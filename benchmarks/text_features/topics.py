@@ -23,7 +23,7 @@ SEED, STEPS, SCORED = 2021, (1, 20, 60, 200), 500
 def agnews(per_class: int, max_length: int) -> Corpus:
     """The first documents of each class of the training sample, with all four labels, cut to a length."""
     texts = load_texts(data_folder("agnews") / "train_sample5000_4class.csv.gz", text=1, label=0)
-    left, kept = Counter({c: per_class for c in range(4)}), []
+    left, kept = Counter(dict.fromkeys(range(4), per_class)), []
     for i, label in enumerate(texts.labels.tolist()):
         if left[label]:
             left[label] -= 1
@@ -40,17 +40,13 @@ def toy() -> Corpus:
 def experiment(corpus: Corpus, *, width: int, activation: str, steps: tuple[int, ...], out: Path) -> TextRow:
     """Train by full-batch descent, and compare token scores with both predictions after each number of steps."""
     started = time.process_time()
-    net = BagMLP(
-        corpus.n_tokens, width, width, activation=activation, n_outputs=4, generator=torch.Generator().manual_seed(SEED)
-    ).float()
+    net = BagMLP(corpus.n_tokens, width, width, activation=activation, n_outputs=4, generator=torch.Generator().manual_seed(SEED)).float()
     tokens = torch.arange(min(SCORED, corpus.n_tokens))[:, None]  # the most frequent ones come first
     centred = Centred(net)
     theta = empirical_ntk(centred, corpus.ids, outputs="trace", prove="never")
     limit = KernelDynamics(theta, corpus.labels, loss="softmax", lr=1e-9, f0=torch.zeros(len(corpus), 4)).lr_limit
     rate = float(f"{limit / 2:.2g}")
-    found = predict_training(
-        centred, corpus.ids, corpus.labels, tokens, loss="softmax", lr=rate, steps=steps, n_null=20, progress=True
-    )
+    found = predict_training(centred, corpus.ids, corpus.labels, tokens, loss="softmax", lr=rate, steps=steps, n_null=20, progress=True)
     names = tuple(corpus.vocabulary.tokens[: len(tokens)])
     theory = predict_features(
         kernel_of(net), corpus.ids, corpus.labels, tokens, steps=steps, lr=rate, loss="softmax", n_classes=4, width=width, names=names

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mechfeat.errors import ResumeError
-
 
 class Stopped(Exception):
     """Training was told to stop after a number of batches, as a kill would."""
@@ -112,7 +110,8 @@ class Training:
         if state["settings"] != self.settings:
             keys = sorted(set(state["settings"]) | set(self.settings))
             both = {k: (state["settings"].get(k), self.settings.get(k)) for k in keys}
-            raise ResumeError(self.path, {k: v for k, v in both.items() if v[0] != v[1]})
+            differ = "; ".join(f"{k}: {there!r} there, {here!r} here" for k, (there, here) in both.items() if there != here)
+            raise SystemExit(f"{self.path} is the checkpoint of another run ({differ}). Choose another --folder, or delete it.")
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         for group, rate in zip(self.optimizer.param_groups, state["rates"]):
