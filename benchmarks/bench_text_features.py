@@ -54,7 +54,7 @@ def run(name: str, args: argparse.Namespace) -> None:
         topics.experiment(corpus, width=width, activation="relu", steps=steps, out=out)
     elif name == "sweep":
         sweep.capacity(out)
-        sweep.bias(out, width=128 if smoke else 2048, steps=10 if smoke else 100)
+        sweep.bias(out, width=512 if smoke else 2048, steps=10 if smoke else 100)
     else:
         text = language.toy() if smoke else language.streams(name)
         language.experiment(name, text, epochs=args.epochs or 1, folder=args.folder, out=out)

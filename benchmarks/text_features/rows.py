@@ -4,7 +4,7 @@ import datetime
 import os
 import platform
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,21 @@ class TextRow:
 
 
 def save(row: TextRow, out: Path) -> None:
-    """Append a row, and print its numbers."""
+    """Append a row, its numbers to six digits, and print it."""
+    row = replace(row, settings=rounded(row.settings), result=rounded(row.result), curve=rounded(row.curve), seconds=rounded(row.seconds))
     write_rows([row], out)
     print(
         f"{row.experiment} {row.model}: " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.result.items())
     )
+
+
+def rounded(value: Any) -> Any:
+    """Numbers to six significant digits, wherever they are."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, list) else value
 
 
 def data_folder(name: str) -> Path:
