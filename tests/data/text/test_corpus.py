@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mechfeat.data.text import Corpus, Texts, Vocabulary, select_tokens, smoothed_log_odds
@@ -52,7 +52,8 @@ def test_the_vocabulary_is_in_order_of_frequency(documents):
     assert list(vocabulary.tokens) == sorted(counts, key=lambda t: (-counts[t], t))
 
 
-@given(texts, st.integers(1, 3), st.floats(0, 0.9))
+@given(texts, st.integers(1, 3), st.sampled_from([0, 0.2, 1 / 3, 0.5, 0.6]))
+@example(["a a a", "a", "b", "b b b"], 1, 0.5)
 def test_selection_is_the_rule_of_a_loop(documents, min_count, rate):
     corpus = Corpus.build(labelled(documents))
     if corpus.n_tokens == 0:

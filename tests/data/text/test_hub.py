@@ -37,17 +37,17 @@ def test_a_data_set_in_the_cache(folder, tmp_path):
 
 
 @needs_datasets
-def test_what_is_not_there_is_not_downloaded(folder, tmp_path):
+def test_what_is_not_there_is_not_downloaded(folder, tmp_path, monkeypatch):
     import datasets
 
-    switch = datasets.config.HF_HUB_OFFLINE
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     with pytest.raises(NotCachedError) as caught:
         load_hub("nobody/reviews", split="test", cache_dir=tmp_path / "cache")
     assert caught.value.name == "nobody/reviews"
     assert "OfflineModeIsEnabled" in repr(caught.value.__cause__)
     with pytest.raises(NotCachedError):
         load_hub(str(folder), split="test", cache_dir=tmp_path / "cache")
-    assert switch == datasets.config.HF_HUB_OFFLINE
+    assert datasets.config.HF_HUB_OFFLINE is False
 
 
 @needs_datasets
