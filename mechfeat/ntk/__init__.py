@@ -1,5 +1,6 @@
-"""Neural tangent kernels: empirical ones, exact and proved, of any model."""
+"""Neural tangent kernels: empirical ones, exact and proved, of any model, and those of infinitely wide ones in closed form."""
 
+from mechfeat.ntk import analytic as analytic
 from mechfeat.ntk.dual import Activation
 from mechfeat.ntk.dynamics import KernelDynamics
 from mechfeat.ntk.dynamics_model import TrainingPrediction, linearize, predict_training

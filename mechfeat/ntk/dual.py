@@ -14,26 +14,17 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mechfeat.errors import OptionError, QuadratureError
-from mechfeat.models.text.activations import FUNCTIONS, Function, LeakyReLU, activation
+from mechfeat.models.text.activations import Function, LeakyReLU
 from mechfeat.ntk import dual_quadrature as quadrature
 from mechfeat.ntk.dual_checks import check_elementwise, check_found, checked, listed, undeclared
 from mechfeat.ntk.dual_closed import closed_form
 from mechfeat.ntk.dual_kinks import derivatives, found_kinks, sides
+from mechfeat.ntk.dual_names import resolved
 
-_ALIASES: dict[Function, str] = {
-    **{f: name for name, f in FUNCTIONS.items()},
-    F.relu: "relu",
-    F.tanh: "tanh",
-    F.sigmoid: "sigmoid",
-    torch.special.erf: "erf",
-    F.leaky_relu: "leaky_relu",
-}
-_MODULES = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.SiLU: "silu", nn.Sigmoid: "sigmoid", nn.Identity: "linear"}
 _PANEL = 16  # a rule on a panel has this many times fewer nodes than one over the whole line
 _DOUBLINGS = 3
 
@@ -54,8 +45,8 @@ class Activation:
             three times.
         kinks: Where the function, its slope or its curvature jumps.
         jumps: Those where the function itself jumps; it then has k alone.
-        nodes: Nodes of the smallest Gauss–Hermite rule in each direction; with kinks, sixteen times those of the rule on each panel
-            between and around them.
+        nodes: Nodes of the smallest Gauss–Hermite rule, and terms of the expansion; with kinks, sixteen times those of the rule on each
+            panel between and around them.
         tolerance: Largest error estimate that is let through, relative to the root mean squares of the two factors.
 
     Example:
@@ -105,7 +96,7 @@ class Activation:
         """
         if isinstance(phi, Activation):
             return phi
-        function, name = _resolved(phi)
+        function, name = resolved(phi)
         if method not in ("auto", "closed", "quadrature"):
             raise OptionError("method", method, ("auto", "closed", "quadrature"))
         if nodes < 16:
@@ -193,11 +184,14 @@ class Activation:
         (q,) = checked(self.name, q=q)
         closed = closed_form(self.name, self.function) if self.method == "closed" else None
         if closed:
-            return closed.mean(q)
+            value = closed.mean(q)
+            check_found(self.name, "mean", value, (q, q, q))
+            return value
         distinct, where = q.flatten().unique(return_inverse=True)
         f = derivatives(self.function, self.kinks)[0]
         size = self._size(f, distinct).sqrt()
         value, error = self._refined(lambda n, q: quadrature.single(f, self.kinks, torch.zeros_like(q), q, n), size, distinct)
+        check_found(self.name, "mean", value, (distinct, distinct, distinct))
         self._accept("mean", error)
         return value[where].reshape(q.shape)
 
@@ -212,14 +206,35 @@ class Activation:
         orders = (0,) if self.jumps else (0, 1)
         return max(float(self._quadrature(order, a, b, rho * (a * b).sqrt())[1].max()) for order in orders)
 
+    def _dual(self, order: Literal[0, 1, 2], a: Tensor | float | int, b: Tensor | float | int, c: Tensor | float | int) -> Tensor:
+        at = checked(self.name, a=a, b=b, c=c)
+        value = self.unchecked(order, *at)
+        check_found(self.name, ("k", "k1", "k2")[order], value, at)
+        return value
+
     @torch.no_grad()
-    def _dual(self, order: int, a: Tensor | float | int, b: Tensor | float | int, c: Tensor | float | int) -> Tensor:
+    def unchecked(
+        self, order: Literal[0, 1, 2], a: Float[Tensor, "..."], b: Float[Tensor, "..."], c: Float[Tensor, "..."]
+    ) -> Float[Tensor, "..."]:
+        """k, k1 or k2 of float64 tensors that are known to be variances and covariances of pairs, up to rounding.
+
+        Args:
+            order: 0 for k, 1 for k1, 2 for k2.
+            a: As for :meth:`k`.
+            b: As for :meth:`k`.
+            c: As for :meth:`k`.
+
+        Returns:
+            Values. Closed forms may be infinite.
+
+        Raises:
+            QuadratureError: As for :meth:`k`.
+            NonFiniteError: As for :meth:`k`, by quadrature.
+        """
         which = ("k", "k1", "k2")[order]
-        a, b, c = checked(self.name, a=a, b=b, c=c)
         closed = closed_form(self.name, self.function) if self.method == "closed" else None
         if closed:
             value: Tensor = getattr(closed, which)(a, b, c)
-            check_found(self.name, which, value, (a, b, c))
             return value
         if order and self.jumps:
             raise QuadratureError(f"{self.name} jumps at {listed(self.jumps)}, so that {which} does not exist. Its k and mean do.")
@@ -253,7 +268,7 @@ class Activation:
         """Values by a rule with enough nodes at each place, and their error estimates relative to a size."""
         n, size = self._nodes, torch.where(size > 0, size, 1.0)
         rough, value = rule(n, *at), rule(2 * n, *at)
-        error = (value - rough).abs() / size
+        error = ((value - rough).abs() / size).nan_to_num(math.inf)
         for _ in range(_DOUBLINGS):
             n, left = 2 * n, error > self.tolerance
             if not bool(left.any()):
@@ -289,20 +304,3 @@ class Activation:
                 f"{which} of {self.name} is known to a relative {worst:.1e} only, by the difference of {self._nodes << _DOUBLINGS} and "
                 f"{2 * self._nodes << _DOUBLINGS} nodes, and tolerance={self.tolerance:g}. Give more nodes, or allow a larger tolerance."
             )
-
-
-def _resolved(phi: str | Function) -> tuple[Function, str]:
-    if isinstance(phi, nn.Module):
-        known = _MODULES.get(type(phi))
-        if isinstance(phi, nn.LeakyReLU):
-            return LeakyReLU(phi.negative_slope), "leaky_relu"
-        if isinstance(phi, nn.GELU) and phi.approximate == "none":
-            known = "gelu"
-        if isinstance(phi, nn.Softplus) and phi.beta == 1 and phi.threshold == 20:
-            known = "softplus"
-        return (FUNCTIONS[known], known) if known else (phi, type(phi).__name__)
-    if isinstance(phi, LeakyReLU):
-        return phi, "leaky_relu"
-    function = activation(phi)
-    name = phi if isinstance(phi, str) else _ALIASES.get(function)
-    return (FUNCTIONS[name], name) if name else (function, getattr(function, "__name__", type(function).__name__))

@@ -123,11 +123,8 @@ def check_found(name: str, which: str, value: Tensor, at: tuple[Tensor, ...]) ->
     bad = ~torch.isfinite(value)
     if bool(bad.any()):
         a, b, c = (float(t.expand(value.shape)[bad][0]) for t in at)
-        why = (
-            "two delta functions of the second derivative meet there"
-            if which == "k2" and c * c >= a * b
-            else "the function grows too fast for these variances"
-        )
-        raise NonFiniteError(
-            f"{which} of {name} is not finite at a={a:g}, b={b:g}, c={c:g}: {why}. It is finite for c² < ab, or smaller variances."
-        )
+        if which == "k2" and c * c >= a * b:
+            why = "two delta functions of the second derivative meet there. It is finite for c² < ab."
+        else:
+            why = "the function grows too fast for these variances. Take smaller ones."
+        raise NonFiniteError(f"{which} of {name} is not finite at a={a:g}, b={b:g}, c={c:g}: {why}")

@@ -51,10 +51,13 @@ def leaky_relu(slope: float) -> Closed:
 
     def k(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         # sin θ and cos θ times √(ab), so that nothing is divided by a variance of 0
-        return part * (_sin(a, b, c) + (math.pi - _angle(a, b, c)) * c) / (2 * math.pi) + slope * c
+        sin = _sin(a, b, c)
+        return part / (2 * math.pi) * (sin + (math.pi - torch.atan2(sin, c)) * c) + slope * c
 
     def k1(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        return part * (math.pi - _angle(a, b, c)) / (2 * math.pi) + slope
+        # Where a variance is 0 the pair counts as orthogonal.
+        angle = torch.where(a * b == 0, math.pi / 2, torch.atan2(_sin(a, b, c), c))
+        return part / (2 * math.pi) * (math.pi - angle) + slope
 
     def k2(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         # φ'' is (1 - slope) δ, so this is the density of the pair at the origin.
@@ -64,13 +67,9 @@ def leaky_relu(slope: float) -> Closed:
 
 
 def _sin(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    # ab - c² is exactly 0 for a = b = c, which (√a√b - c)(√a√b + c) is not.
+    # ab - c² is exactly 0 for a = b = c, which (√a√b - c)(√a√b + c) is not. The arctangent with it keeps the digits of the angle that the
+    # arccosine loses near 0 and π.
     return (a * b - c * c).clamp_min(0).sqrt()
-
-
-def _angle(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    # The arctangent keeps the digits that the arccosine loses near 0 and π. Where a variance is 0 the pair counts as orthogonal.
-    return torch.where(a * b == 0, math.pi / 2, torch.atan2(_sin(a, b, c), c))
 
 
 def _ones(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

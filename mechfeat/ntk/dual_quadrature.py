@@ -1,8 +1,10 @@
 r"""Dual activations by quadrature.
 
-The pair is written :math:`u = \sqrt a\, x`, :math:`v = \sqrt b\,(ρ x + \sqrt{1-ρ^2}\, y)` with independent standard x and y. A smooth
-function is integrated by the product of two Gauss–Hermite rules. That converges slowly at a kink; there, each half-line between kinks is
-cut into panels that shrink towards the kinks, with a Gauss–Legendre rule in each, inside over y and outside over x.
+A smooth function of a Gaussian is expanded in Hermite polynomials, with coefficients by Gauss–Hermite quadrature, and Mehler's formula
+:math:`E[h_m(x)\,h_n(y)] = δ_{mn} ρ^n` gives the expectation for every correlation ρ at once. The coefficients of a function with a kink
+fall too slowly for that. There the pair is written :math:`u = \sqrt a\, x`, :math:`v = \sqrt b\,(ρ x + \sqrt{1-ρ^2}\, y)` with
+independent standard x and y, and each half-line between kinks is cut into panels that shrink towards the kinks, with a Gauss–Legendre rule
+in each, inside over y and outside over x.
 """
 
 import math
@@ -15,6 +17,7 @@ from torch import Tensor
 Values = Callable[[Tensor], Tensor]
 _REACH = 12.0  # a standard Gaussian lies outside with probability 4e-33
 _BLOCK = 1 << 22  # points evaluated at a time
+_INNER = 5  # halvings towards the kinks of the inner integral
 
 
 @lru_cache
@@ -34,27 +37,38 @@ def _legendre(nodes: int) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(x), torch.as_tensor(w)
 
 
+@lru_cache
+def _polynomials(nodes: int) -> Tensor:
+    """Orthonormal Hermite polynomials at the nodes, times the root of the weights, ``[node degree]``."""
+    x, w = _hermite(nodes)
+    columns = [w.sqrt(), x * w.sqrt()]
+    for n in range(1, nodes - 1):
+        columns.append((x * columns[-1] - math.sqrt(n) * columns[-2]) / math.sqrt(n + 1))
+    return torch.stack(columns, -1)
+
+
 def smooth(f: Values, a: Tensor, b: Tensor, c: Tensor, nodes: int) -> Tensor:
-    """E[f(u) f(v)] of a smooth function by Gauss–Hermite quadrature.
+    """E[f(u) f(v)] of a smooth function by its Hermite expansion, as many terms as nodes.
 
     Args:
         f: The function.
         a: Variances of u, on one axis.
         b: Variances of v.
         c: Covariances.
-        nodes: Number of nodes of each of the two rules.
+        nodes: Number of nodes of the Gauss–Hermite rule for the coefficients.
 
     Returns:
         Expectations.
     """
+    variances, where = torch.cat([a, b]).unique(return_inverse=True)
     x, w = (t.to(a.device) for t in _hermite(nodes))
-    found = []
-    for u, v, r in _blocks(a, b, c, len(x) ** 2):
-        rho, rest = _correlation(u, v, r)
-        first = f(u.sqrt()[:, None] * x) * w
-        second = f(v.sqrt()[:, None, None] * (rho[:, None, None] * x[:, None] + rest[:, None, None] * x))
-        found.append((first * (second * w).sum(-1)).sum(-1))
-    return torch.cat(found)
+    coefficients = (f(variances.sqrt()[:, None] * x) * w.sqrt()) @ _polynomials(nodes).to(a.device)
+    rho, _ = _correlation(a, b, c)
+    total = torch.zeros_like(rho)
+    # Horner's rule, from the highest degree down.
+    for column in coefficients.T.flip(0):
+        total = total * rho + column[where[: len(a)]] * column[where[len(a) :]]
+    return total
 
 
 def split(f: Values, kinks: tuple[float, ...], a: Tensor, b: Tensor, c: Tensor, nodes: int) -> Tensor:
@@ -71,22 +85,27 @@ def split(f: Values, kinks: tuple[float, ...], a: Tensor, b: Tensor, c: Tensor, 
     Returns:
         Expectations.
     """
-    found = []
-    for u, v, r in _blocks(a, b, c, (100 * len(kinks) + 12) * (16 * len(kinks) + 12) * nodes**2):
-        rho, rest = _correlation(u, v, r)
-        at = torch.tensor(kinks, dtype=u.dtype, device=u.device)
-        of_u = at / u.sqrt()[:, None]
-        of_v = at / v.sqrt()[:, None]
-        # The inner integral, a function of x, changes within √(1-ρ²)/|ρ| of the places where the mean of v passes a kink.
-        layer = (rest / rho.abs()).clamp(1e-12, 1.0)
-        x, wx = _panels(torch.cat([of_u, of_v / rho[:, None]], 1), float(layer.min()) / 4, nodes)
-        wx = wx * (-x.square() / 2).exp() / math.sqrt(2 * math.pi)
-        cut = (of_v[:, None, :] - (rho[:, None] * x)[..., None]) / rest[:, None, None]
-        y, wy = _panels(cut, 0.1, nodes)
-        wy = wy * (-y.square() / 2).exp() / math.sqrt(2 * math.pi)
-        inner = (f(v.sqrt()[:, None, None] * (rho[:, None, None] * x[..., None] + rest[:, None, None] * y)) * wy).sum(-1)
-        found.append((f(u.sqrt()[:, None] * x) * inner * wx).sum(-1))
-    return torch.cat(found)
+    rho, rest = _correlation(a, b, c)
+    # The inner integral, a function of x, changes within √(1-ρ²)/|ρ| of the places where the mean of v passes a kink; at ρ = ±1 it is cut
+    # there.
+    layer = torch.where(rest > 0, (rest / rho.abs()).clamp(1e-12, 1.0), 1.0)
+    levels = (_REACH / layer).log2().ceil().long() + 2
+    found = torch.empty_like(a)
+    for level in levels.unique().tolist():
+        these = (levels == level).nonzero()[:, 0]
+        points = (4 * level * len(kinks) + 12) * (2 * _INNER * len(kinks) + 12) * nodes**2
+        for here in these.split(max(1, _BLOCK // points)):
+            found[here] = _split(f, kinks, a[here], b[here], rho[here], rest[here], level, nodes)
+    return found
+
+
+def _split(f: Values, kinks: tuple[float, ...], a: Tensor, b: Tensor, rho: Tensor, rest: Tensor, level: int, nodes: int) -> Tensor:
+    at = torch.tensor(kinks, dtype=a.dtype, device=a.device)
+    of_v = at / b.sqrt()[:, None]
+    x, wx = _panels(torch.cat([at / a.sqrt()[:, None], of_v / rho[:, None]], 1), level, nodes)
+    y, wy = _panels((of_v[:, None, :] - (rho[:, None] * x)[..., None]) / rest[:, None, None], _INNER, nodes)
+    inner = (f(b.sqrt()[:, None, None] * (rho[:, None, None] * x[..., None] + rest[:, None, None] * y)) * wy * _density(y)).sum(-1)
+    return (f(a.sqrt()[:, None] * x) * inner * wx * _density(x)).sum(-1)
 
 
 def single(f: Values, kinks: tuple[float, ...], mean: Tensor, variance: Tensor, nodes: int) -> Tensor:
@@ -107,8 +126,12 @@ def single(f: Values, kinks: tuple[float, ...], mean: Tensor, variance: Tensor, 
         x, w = (t.to(mean.device) for t in _hermite(nodes))
         return (f(mean[:, None] + spread * x) * w).sum(-1)
     at = torch.tensor(kinks, dtype=mean.dtype, device=mean.device)
-    x, w = _panels((at - mean[:, None]) / spread, 1e-3, nodes)
-    return (f(mean[:, None] + spread * x) * w * (-x.square() / 2).exp()).sum(-1) / math.sqrt(2 * math.pi)
+    x, w = _panels((at - mean[:, None]) / spread, 2 * _INNER, nodes)
+    return (f(mean[:, None] + spread * x) * w * _density(x)).sum(-1)
+
+
+def _density(x: Tensor) -> Tensor:
+    return (-x.square() / 2).exp() / math.sqrt(2 * math.pi)
 
 
 def _correlation(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,19 +142,18 @@ def _correlation(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return rho, torch.where(size > 0, ((size - c * c) / safe).clamp(0, 1).sqrt(), 1.0)
 
 
-def _panels(centers: Tensor, finest: float, nodes: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [-12, 12], cut at the centers and in halves towards them, down to the finest width.
+def _panels(centers: Tensor, levels: int, nodes: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [-12, 12], cut at the centers and in halves towards them, so many times.
 
     Args:
         centers: Along the last axis; those that are outside or no number count as the end of the interval.
-        finest: Width of the narrowest panels.
+        levels: Number of halvings.
         nodes: Number of nodes on each panel.
 
     Returns:
         Nodes and weights along the last axis.
     """
     centers = torch.nan_to_num(centers, nan=_REACH, posinf=_REACH, neginf=-_REACH).clamp(-_REACH, _REACH)
-    levels = max(4, math.ceil(math.log2(_REACH / finest)))
     steps = _REACH * 0.5 ** torch.arange(levels, dtype=centers.dtype, device=centers.device)
     offsets = torch.cat([-steps, steps.new_zeros(1), steps])
     base = torch.arange(-_REACH, _REACH + 1, 2.0, dtype=centers.dtype, device=centers.device).expand(*centers.shape[:-1], -1)
@@ -140,8 +162,3 @@ def _panels(centers: Tensor, finest: float, nodes: int) -> tuple[Tensor, Tensor]
     x, w = (t.to(centers.device) for t in _legendre(nodes))
     middle = edges[..., :-1] + half
     return (middle[..., None] + half[..., None] * x).flatten(-2), (half[..., None] * w).flatten(-2)
-
-
-def _blocks(a: Tensor, b: Tensor, c: Tensor, points: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    size = max(1, _BLOCK // points)
-    return list(zip(a.split(size), b.split(size), c.split(size)))

@@ -135,7 +135,26 @@ def test_quadrature_of_smooth_functions_has_converged(name):
     assert 0 < Activation.of(name).error <= 1e-6
 
 
-def test_tanh_at_a_published_digit():
+@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("derivative", [0, 1])
+def test_the_expansion_agrees_with_a_product_of_two_rules(name, derivative):
+    """Literal double sums over the nodes of u and v."""
+    from scipy.special import roots_hermitenorm
+
+    x, w = (torch.as_tensor(t) for t in roots_hermitenorm(200))
+    w = w / w.sum()
+    phi = FUNCTIONS[name] if derivative == 0 else torch.func.vmap(torch.func.grad(FUNCTIONS[name]))
+    a, b, c = places(((1.0, 1.0, 0.5), (0.5, 1.5, -0.7), (1.0, 0.3, 0.99)))
+    expected = []
+    for p, q, r in torch.stack([a, b, c], -1).tolist():
+        u = (math.sqrt(p) * x)[:, None].expand(200, 200)
+        v = r / math.sqrt(p) * x[:, None] + math.sqrt(q - r * r / p) * x
+        expected.append((w[:, None] * w * (phi(u.flatten()) * phi(v.flatten())).reshape(200, 200)).sum())
+    found = getattr(Activation.of(name, tolerance=1.0), ("k", "k1")[derivative])(a, b, c)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-7, atol=1e-9)
+
+
+def test_tanh_against_one_dimensional_integration():
     # E tanh² and E sech⁴ of a standard Gaussian, by SciPy
     def expected(f):
         return integrate.quad(lambda x: f(x) * math.exp(-x * x / 2) / math.sqrt(2 * math.pi), -12, 12, epsabs=1e-13)[0]
@@ -200,6 +219,17 @@ def test_declared_kinks_are_integrated_between(rho, order):
     assert 0 < found.error <= 1e-9
 
 
+@pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6, 1e-9, 1e-12])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_kinks_are_integrated_at_nearly_perfect_correlation(gap, sign):
+    """The panels have to follow the width √(1-ρ²) in which the inner integral turns."""
+    a, b = torch.tensor([1.7]), torch.tensor([0.6])
+    c = sign * (1 - gap) * (a * b).sqrt()
+    closed, found = Activation.of("relu"), Activation.of("relu", method="quadrature")
+    torch.testing.assert_close(found.k(a, b, c), closed.k(a, b, c), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.k1(a, b, c), closed.k1(a, b, c), rtol=0, atol=1e-10)
+
+
 def test_the_plain_rule_is_wrong_across_a_kink_and_the_split_rule_is_not():
     from mechfeat.ntk import dual_quadrature
 
@@ -235,6 +265,19 @@ def test_the_message_about_a_kink():
         "relu6 is not smooth at 6, and kinks=(0.0,) does not say so; quadrature across a kink is wrong by an unknown amount. Give "
         "kinks=(0, 6,), exactly, and it is integrated between them."
     )
+
+
+def test_a_jump_of_the_curvature_alone():
+    """relu², whose second derivative is twice a step: k2 is four times the probability of a quadrant (Sheppard)."""
+    square = Activation.of(lambda x: torch.relu(x).square(), kinks=(0,))
+    a, b, rho = torch.tensor([1.0, 2.0, 0.3]), torch.tensor([1.0, 0.5, 0.3]), torch.tensor([0.5, -0.9, 1.0])
+    expected = 4 * (0.25 + torch.asin(rho) / (2 * math.pi))
+    torch.testing.assert_close(square.k2(a, b, rho * (a * b).sqrt()), expected, rtol=1e-7, atol=0)  # asin doubles the error near 1
+
+
+@pytest.mark.parametrize("phi", [lambda x: torch.tanh(100 * x), lambda x: torch.sin(50 * x), F.mish, F.logsigmoid, torch.square, torch.exp])
+def test_steep_and_growing_functions_are_no_kinks(phi):
+    assert Activation.of(phi, method="quadrature", tolerance=math.inf).kinks == ()
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -277,8 +320,7 @@ def test_k2_of_relu_is_a_density_and_infinite_where_two_deltas_meet():
         with pytest.raises(NonFiniteError) as error:
             relu.k2(1.0, 1.0, 1.0)
         assert str(error.value) == (
-            "k2 of relu is not finite at a=1, b=1, c=1: two delta functions of the second derivative meet there. It is finite for c² < ab, "
-            "or smaller variances."
+            "k2 of relu is not finite at a=1, b=1, c=1: two delta functions of the second derivative meet there. It is finite for c² < ab."
         )
 
 
@@ -441,10 +483,19 @@ def test_slopes_and_approximations_are_kept():
             "q holds NaN or infinity. Variances and covariances of the activation relu must be finite.",
         ),
         (
+            lambda: Activation.of("exp").mean(2000.0),
+            NonFiniteError,
+            "mean of exp is not finite at a=2000, b=2000, c=2000: the function grows too fast for these variances. Take smaller ones.",
+        ),
+        (
+            lambda: Activation.of("exp", method="quadrature").k(1e5, 1e5, 0.0),
+            NonFiniteError,
+            "k of exp is not finite at a=100000, b=100000, c=0: the function grows too fast for these variances. Take smaller ones.",
+        ),
+        (
             lambda: Activation.of("exp").k(1000.0, 1000.0, 0.0),
             NonFiniteError,
-            "k of exp is not finite at a=1000, b=1000, c=0: the function grows too fast for these variances. It is finite for c² < ab, or "
-            "smaller variances.",
+            "k of exp is not finite at a=1000, b=1000, c=0: the function grows too fast for these variances. Take smaller ones.",
         ),
     ],
 )

@@ -71,7 +71,7 @@ class TextCNN(TextModel):
             Scores (logits); 0 for a document without windows.
         """
         check_ids(ids, self.n_tokens)
-        ids = widened(ids, self.kernel_size - 2 * self.padding)
+        ids = widened(ids, max(1, self.kernel_size - 2 * self.padding))
         E = self._embed(ids).transpose(1, 2)
         pre = point(F.conv1d(E, self.W_in, padding=self.padding).transpose(1, 2) / self.d_model**0.5, "pre", self)
         real = has_window(ids, self.kernel_size, self.padding)[..., None].to(pre.dtype)

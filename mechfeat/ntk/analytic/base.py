@@ -1,7 +1,7 @@
 """What the infinite-width kernels of token models share: checks, blocks of documents, and symmetry bit for bit."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from mechfeat.models.text.init import InitSpec
 
 CELLS = 2**22  # pairs of positions computed at once: 32 MiB an array of them
 STANDARD = InitSpec()
+BITS = 44
+Triple = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,31 +105,39 @@ def matches(x1: Int[Tensor, "n1 p1"], x2: Int[Tensor, "n2 p2"]) -> Float[Tensor,
     return equal.to(torch.float64)
 
 
-def looked_up(function: Any, values: Sequence[Tensor]) -> Tensor:
-    """An elementwise function of several tensors, computed once for each distinct combination of values.
+def looked_up(
+    function: Triple, q1: Float[Tensor, " pair"], q2: Float[Tensor, " pair"], overlap: Float[Tensor, " pair"]
+) -> Float[Tensor, " pair"]:
+    """A function of two squared norms and an inner product, computed once for each distinct triple.
 
-    Values are taken on a grid of 2⁻⁴⁴ of the largest, so that what is equal but for rounding counts as equal: at full correlation the
-    dual activations of functions with kinks have an infinite slope, by which rounding would grow to its square root.
+    Norms count as equal to 44 bits, and cosines to 44 bits of 1: at a cosine of 1 the dual activations of functions with kinks have an
+    infinite slope, by which the rounding of a sum would grow to its square root, and depend on the company a document is in.
 
     Args:
-        function: The function.
-        values: Tensors of one shape.
+        function: The function, elementwise.
+        q1: Squared norms.
+        q2: Squared norms of the others.
+        overlap: Inner products.
 
     Returns:
-        Values of that shape.
+        Values.
     """
-    if not values[0].numel():
-        return torch.zeros_like(values[0])
-    largest = max(float(v.abs().max()) for v in values)
-    grid = 2.0 ** torch.tensor(largest).log2().ceil().item() * 2.0**-44 if largest else 1.0
-    code = torch.zeros(values[0].numel(), dtype=torch.int64, device=values[0].device)
-    for v in values:
-        distinct, where = (v.flatten() / grid).round().unique(return_inverse=True)
+    if not q1.numel():
+        return torch.zeros_like(q1)
+    q1, q2 = _rounded(q1), _rounded(q2)
+    norms = (q1 * q2).sqrt()
+    cosine = torch.where(norms > 0, overlap / torch.where(norms > 0, norms, 1.0), 0.0).clamp(-1, 1)
+    cosine = (cosine * 2.0**BITS).round() / 2.0**BITS
+    code = torch.zeros(len(q1), dtype=torch.int64, device=q1.device)
+    for v in (q1, q2, cosine):
+        distinct, where = v.unique(return_inverse=True)
         code = (code * len(distinct) + where).unique(return_inverse=True)[1]  # compact again, so that codes never overflow
-    n = int(code.max()) + 1
-    at = []
-    for v in values:
-        picked = v.new_empty(n)
-        picked[code] = (v.flatten() / grid).round() * grid
-        at.append(picked)
-    return function(*at)[code].reshape(values[0].shape)
+    picked = torch.zeros(int(code.max()) + 1, dtype=torch.int64, device=code.device).scatter(
+        0, code, torch.arange(len(code), device=code.device)
+    )
+    return function(q1[picked], q2[picked], (cosine * norms)[picked])[code]
+
+
+def _rounded(v: Tensor) -> Tensor:
+    mantissa, exponent = torch.frexp(v)
+    return torch.ldexp((mantissa * 2.0**BITS).round(), exponent - BITS)

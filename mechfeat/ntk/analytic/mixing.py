@@ -1,6 +1,7 @@
 """The block of mixed positions and a hidden layer at infinite width."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -89,7 +90,7 @@ class MixingKernel(AnalyticKernel):
         q1, q2 = _norms(A, x1)[:, None, :, None].expand(S.shape), _norms(B, x2)[None, :, None, :].expand(S.shape)
         real = (real1[:, None, :, None] & real2[None, :, None, :]).expand(S.shape)
         theta = torch.zeros_like(S)
-        theta[real] = looked_up(lambda q1, q2, o: hidden_layer(self.activation, self.init, q1, q2, o), [q1[real], q2[real], S[real]])
+        theta[real] = looked_up(partial(hidden_layer, self.activation, self.init), q1[real], q2[real], S[real])
         return theta.sum((2, 3))
 
 

@@ -1,0 +1,176 @@
+"""Each kernel against its formula, term by term, on documents of all lengths; and padding, batches and frozen parts."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mechfeat.bench.oracles import token_kernels as oracle
+from mechfeat.bench.token_models import FORMS, INIT, build, given_mixing
+from mechfeat.models.text import InitSpec, pad
+from mechfeat.ntk.analytic import (
+    AttentionKernel,
+    BagKernel,
+    BigramKernel,
+    ConvKernel,
+    GatedLinearRNNKernel,
+    HadamardKernel,
+    LinearRNNKernel,
+    MatrixVectorRNNKernel,
+    MixingKernel,
+    PooledKernel,
+    base,
+    kernel_of,
+)
+from mechfeat.ntk.dual import Activation
+
+SD = oracle.Sd(e=1.1, w=0.9, v=0.8, M=1.2, h=0.7, x=1.3)
+RELU, ERF = Activation.of("relu"), Activation.of("erf")
+documents = st.lists(st.lists(st.integers(0, 3), max_size=5), min_size=1, max_size=3)
+
+
+def with_identity(rows, r):
+    return [[a + r * (i == j) for j, a in enumerate(row)] for i, row in enumerate(rows)]
+
+
+def attends(doc, r, causal=False):
+    return with_identity(oracle.attention_weights(doc, SD, causal), r)
+
+
+def averages(doc, r):
+    return with_identity([[1 / len(doc)] * len(doc)] * len(doc), r)
+
+
+def mixes(matrix, causal=False, last=False, dual=None):
+    return lambda x, y: oracle.mixing(x, y, matrix(x), matrix(y), SD, dual or oracle.relu(), last)
+
+
+def pooled(last):
+    return lambda x, y: oracle.pooled(last, x, y)
+
+
+def on(formula, *rest, **options):
+    return lambda x, y: formula(x, y, SD, *rest, **options)
+
+
+GIVEN = given_mixing().tolist()
+GATED = on(oracle.gated_linear_rnn, oracle.erf())
+CASES = {
+    "bag relu": (BagKernel(activation=RELU, init=INIT), on(oracle.bag, oracle.relu())),
+    "bag erf": (BagKernel(activation=ERF, init=INIT), on(oracle.bag, oracle.erf())),
+    **{
+        f"cnn {K} padding {p}": (ConvKernel(activation=RELU, kernel_size=K, padding=p, init=INIT), on(oracle.conv, oracle.relu(), K, p))
+        for K, p in ((1, 0), (2, 1), (3, 2), (3, 1), (3, 0), (5, 2))
+    },
+    "cnn erf": (ConvKernel(activation=ERF, init=INIT), on(oracle.conv, oracle.erf(), 3, 2)),
+    **{
+        f"attention value={v} residual={r}": (AttentionKernel(value=v, residual=r, init=INIT), on(oracle.attention, value=v, residual=r))
+        for v in (False, True)
+        for r in (False, True)
+    },
+    "attention separate": (
+        AttentionKernel(query_key="separate", init=INIT),
+        on(oracle.attention, value=False, residual=False, uniform=True),
+    ),
+    "mixing attention": (MixingKernel(activation=RELU, init=INIT), mixes(lambda d: attends(d, 1.0))),
+    "mixing causal last": (
+        MixingKernel(activation=ERF, mixing="causal_attention", readout="last", init=INIT),
+        mixes(lambda d: attends(d, 1.0, causal=True), last=True, dual=oracle.erf()),
+    ),
+    "mixing mean": (MixingKernel(activation=RELU, mixing="mean", residual=0.5, init=INIT), mixes(lambda d: averages(d, 0.5))),
+    "mixing given": (MixingKernel(activation=ERF, mixing=given_mixing(), residual=0, init=INIT), mixes(lambda d: GIVEN, dual=oracle.erf())),
+    "bigram": (BigramKernel(unigram=0.7, init=INIT), on(oracle.bigram, 0.7)),
+    "hadamard": (HadamardKernel(init=INIT), on(oracle.hadamard)),
+    "mv-rnn": (MatrixVectorRNNKernel(init=INIT), on(oracle.matrix_vector_rnn)),
+    "mv-rnn sum": (MatrixVectorRNNKernel(readout="sum", init=INIT), pooled(on(oracle.matrix_vector_rnn))),
+    "linear rnn": (LinearRNNKernel(init=INIT), on(oracle.linear_rnn)),
+    "linear rnn sum": (LinearRNNKernel(readout="sum", init=INIT), pooled(on(oracle.linear_rnn))),
+    "linear rnn pooled": (PooledKernel(last=LinearRNNKernel(init=INIT)), pooled(on(oracle.linear_rnn))),
+    "gated rnn": (GatedLinearRNNKernel(activation=ERF, init=INIT), GATED),
+    "gated rnn sum": (GatedLinearRNNKernel(activation=ERF, readout="sum", init=INIT), pooled(GATED)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=8)
+@given(x=documents, y=documents)
+def test_matches_the_double_sum(name, x, y):
+    kernel, formula = CASES[name]
+    want = torch.tensor([[formula(a, b) if a and b else 0.0 for b in y] for a in x], dtype=torch.float64)
+    # A cosine of 1 that rounds below it is an angle of 1e-8, by which k1 of ReLU differs.
+    torch.testing.assert_close(kernel(pad(x), pad(y)), want, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernel_of_a_batch_with_itself(name, monkeypatch):
+    kernel, _ = CASES[name]
+    ids = torch.where(torch.arange(5) < torch.randint(0, 6, (12, 1)), torch.randint(0, 4, (12, 5)), -1)
+    theta = kernel(ids)
+    assert torch.equal(theta, theta.T)
+    assert torch.linalg.eigvalsh(theta).min() >= -1e-10 * theta.diagonal().max()
+    torch.testing.assert_close(theta, kernel(ids, ids), rtol=1e-12, atol=1e-12)
+    monkeypatch.setattr(base, "CELLS", 60)  # blocks of a document or two
+    torch.testing.assert_close(kernel(ids), theta, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(kernel(ids[:5], ids), theta[:5], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_padding_and_company_change_nothing(name):
+    """Neither positions of padding nor a longer document in the batch."""
+    model = build(name, 16)
+    kernel, docs = kernel_of(model), [[0, 1, 2], [3], [2, 2], []]
+    ids = pad(docs)
+    longer, with_company = pad(docs, length=5), pad([*docs, [0, 1, 2, 3, 4]])
+    assert (kernel(longer) - kernel(ids)).abs().max() <= 1e-12
+    assert (kernel(with_company)[:4, :4] - kernel(ids)).abs().max() <= 1e-12
+    assert (kernel(ids, longer) - kernel(ids)).abs().max() <= 1e-12
+    assert not kernel(ids)[3].any()
+
+
+def test_a_frozen_part_takes_its_gradient_away():
+    """The parts add up: training all is training each alone."""
+    ids = pad([[0, 1, 2], [1], [2, 2, 3, 0]])
+    parts = ("embedding", "hidden", "readout", "token_matrix", "recurrence", "inputs")
+    for name in FORMS:
+        kernel = kernel_of(build(name, 8))
+        alone = [replace(kernel, init=replace(INIT, frozen=frozenset(parts) - {part}))(ids) for part in parts]
+        torch.testing.assert_close(sum(alone), kernel(ids), rtol=1e-9, atol=1e-9)
+
+
+def test_frozen_embeddings_drop_the_hidden_variance_from_rho():
+    """Equal standard deviations: 1/2 from the read-out and 1/2 from each of hidden layer and embeddings."""
+    assert BagKernel(activation=RELU).rho == 1.5
+    assert BagKernel(activation=RELU, init=InitSpec(frozen=frozenset({"embedding"}))).rho == 1.0
+
+
+def test_bag_of_counts_is_the_bag_of_ids():
+    kernel = BagKernel(activation=RELU, init=INIT)
+    ids = torch.randint(0, 5, (7, 9))
+    counts = torch.nn.functional.one_hot(ids, 5).sum(1)
+    torch.testing.assert_close(kernel.on_counts(counts.numpy()), kernel(ids))
+    torch.testing.assert_close(kernel.on_counts(counts[:2].numpy(), counts.numpy()), kernel(ids[:2], ids))
+
+
+@pytest.mark.parametrize("name", [n for n, (k, _) in CASES.items() if hasattr(k, "feature_map")])
+def test_feature_map_is_the_kernel(name):
+    import numpy as np
+
+    kernel, _ = CASES[name]
+    ids = torch.randint(0, 4, (6, 5))
+    total = np.zeros((6, 6))
+    for block in kernel.feature_map().blocks:
+        phi = block.features(ids, 4)
+        total += block.weight * (phi @ phi.T).toarray()
+    np.testing.assert_allclose(total, kernel(ids).numpy(), rtol=1e-12)
+
+
+def test_odd_activations_have_no_shared_feature():
+    assert [BagKernel(activation=Activation.of(n)).mu for n in ("tanh", "erf", "sin", "linear")] == [0.0] * 4
+
+
+def test_bigrams_of_a_large_vocabulary_need_no_square_of_it():
+    ids = torch.tensor([[29_998, 29_999, 29_998], [29_998, 29_999, -1]])
+    want = torch.tensor([[2 * 5 + 3 * 2, 2 * 3 + 3], [2 * 3 + 3, 2 * 2 + 3]], dtype=torch.float64)
+    torch.testing.assert_close(BigramKernel()(ids), want)
