@@ -1,6 +1,6 @@
 """Literal infinite-width kernels of two documents, as double sums over positions in Python floats.
 
-Written from the formulas, term by term (read-out, hidden, embedding), for comparison only. Documents are lists of tokens without padding;
+Written from the formulas, term by term, every part trained, for comparison only. Documents are lists of tokens without padding;
 a dual activation is a triple of functions (k, k1, k2) of variances and covariance; ``s`` has the standard deviations ``e w v M h x``.
 """
 
@@ -14,7 +14,7 @@ Dual = tuple[Callable[[float, float, float], float], ...]
 
 
 class Sd(NamedTuple):
-    """Standard deviations, and 1 or 0 for whether each part trains."""
+    """Standard deviations."""
 
     e: float = 1.0
     w: float = 1.0
@@ -22,9 +22,6 @@ class Sd(NamedTuple):
     M: float = 1.0
     h: float = 1.0
     x: float = 1.0
-    train_e: float = 1.0
-    train_w: float = 1.0
-    train_v: float = 1.0
 
 
 def relu() -> Dual:
@@ -66,7 +63,7 @@ def erf() -> Dual:
 def _layer(q: float, p: float, o: float, s: Sd, dual: Dual) -> float:
     t2 = s.w**2 * s.e**2
     k, k1 = dual[0](t2 * q, t2 * p, t2 * o), dual[1](t2 * q, t2 * p, t2 * o)
-    return s.train_v * k + s.train_w * s.v**2 * s.e**2 * o * k1 + s.train_e * s.v**2 * s.w**2 * o * k1
+    return k + s.v**2 * s.e**2 * o * k1 + s.v**2 * s.w**2 * o * k1
 
 
 def bag(x: Doc, y: Doc, s: Sd, dual: Dual) -> float:
@@ -150,8 +147,8 @@ def attention(x: Doc, y: Doc, s: Sd, *, value: bool, residual: bool, uniform: bo
             return [1.0] * len(d)
         return [sum(column) for column in zip(*attention_weights(d, s))]
 
-    plain = s.train_v * s.e**2 + s.train_e * s.v**2
-    valued = s.train_v * s.w**2 * s.e**2 + s.train_w * s.v**2 * s.e**2 + s.train_e * s.v**2 * s.w**2
+    plain = s.e**2 + s.v**2
+    valued = s.w**2 * s.e**2 + s.v**2 * s.e**2 + s.v**2 * s.w**2
     total = 0.0
     for a, u in zip(received(x), x):
         for b, w in zip(received(y), y):
@@ -189,7 +186,7 @@ def mixing(x: Doc, y: Doc, A: Sequence[Sequence[float]], B: Sequence[Sequence[fl
 
 
 def bigram(x: Doc, y: Doc, s: Sd, unigram: float) -> float:
-    """Matrix-vector model of bigrams, everything trained.
+    """Matrix-vector model of bigrams.
 
     Args:
         x: A document.
@@ -206,23 +203,14 @@ def bigram(x: Doc, y: Doc, s: Sd, unigram: float) -> float:
 
 
 def hadamard(x: Doc, y: Doc, s: Sd) -> float:
-    """Entry-wise products, everything trained.
-
-    Args:
-        x: A document.
-        y: Another.
-        s: Standard deviations.
-
-    Returns:
-        The kernel.
-    """
+    """Entry-wise products, of two documents."""
     t2 = s.w**2 * s.e**2
     two = sum(p == q for p in pairwise(x) for q in pairwise(y))
     return (t2**2 + 2 * s.v**2 * t2 * (s.e**2 + s.w**2)) * two
 
 
 def matrix_vector_rnn(x: Doc, y: Doc, s: Sd) -> float:
-    """Matrix-vector recurrent network, read at the end, everything trained.
+    """Matrix-vector recurrent network, read at the end.
 
     Args:
         x: A document.
@@ -244,7 +232,7 @@ def matrix_vector_rnn(x: Doc, y: Doc, s: Sd) -> float:
 
 
 def linear_rnn(x: Doc, y: Doc, s: Sd) -> float:
-    """Linear recurrent network, read at the end, everything trained, as the explicit sum.
+    """Linear recurrent network, read at the end, as the explicit sum.
 
     Args:
         x: A document.
@@ -262,7 +250,7 @@ def linear_rnn(x: Doc, y: Doc, s: Sd) -> float:
 
 
 def gated_linear_rnn(x: Doc, y: Doc, s: Sd, dual: Dual) -> float:
-    """Gated linear recurrent network, read at the end, everything trained.
+    """Gated linear recurrent network, read at the end.
 
     Args:
         x: A document.

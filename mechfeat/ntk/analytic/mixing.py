@@ -42,7 +42,7 @@ class MixingKernel(AnalyticKernel):
 
     Example:
         >>> block = MixingKernel(activation=Activation.of("linear"), mixing="mean", residual=0)
-        >>> block(torch.tensor([[0, 1], [0, -1]]))
+        >>> block(torch.tensor([[0, 1], [0, -1]])).round(decimals=6)
         tensor([[6., 3.],
                 [3., 3.]], dtype=torch.float64)
     """
