@@ -1,5 +1,6 @@
 """Predicted scores against those of a trained network: does the theory hold here, and how would one know if it did not?"""
 
+import copy
 import math
 import warnings
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from mechfeat.errors import NonFiniteError, OptionError, ShapeError
 from mechfeat.features import Finding, signal_share, storable
 from mechfeat.hooks import HookedModel, unwrap
+from mechfeat.models.text import Centred
 from mechfeat.ntk.predict.measured import kernel_drift, measured_scores
 from mechfeat.ntk.predict.prediction import FeaturePrediction
 from mechfeat.ntk.predict.regime import DRIFT_LIMIT, Regime, RichRegimeWarning, regime, rich_message
@@ -106,8 +108,9 @@ def compare(
     Args:
         prediction: What was predicted.
         trained: The trained network, or scores that were measured, less those before training.
-        initial: The network before training. Its scores are subtracted, and the change of its kernel on the n-grams is measured. Without
-            it scores are taken as they are, which is right for a centred network, and the regime is not measured.
+        initial: The network before training. Its scores are subtracted, and the change of its kernel on the n-grams is measured. A
+            :class:`~mechfeat.models.text.Centred` network knows it. For others without it, scores are taken as they are and the regime is
+            not measured.
         step: Which of the predicted numbers of steps the network has taken; the last by default.
         drift: Relative change of the kernel where it was measured elsewhere.
         width: Of the network, for the cross-talk; by default read off a text model of the library, or the one that was predicted for.
@@ -159,7 +162,9 @@ def compare(
         measured = measured_scores(trained, prediction.ngrams)
         if initial is not None:
             measured = measured - measured_scores(initial, prediction.ngrams)
-            drift = kernel_drift(initial, trained, prediction.ngrams) if drift is None else drift
+        ends = _ends(trained, initial)
+        if ends is not None and drift is None:
+            drift = kernel_drift(*ends, prediction.ngrams)
         width = _width(trained) if width is None else width
     if measured.shape != predicted.shape:
         raise ShapeError(
@@ -242,7 +247,21 @@ def _spearman(a: Tensor, b: Tensor) -> float:
     return pearson(*(torch.from_numpy(rankdata(v.flatten().numpy())) for v in (a, b)))
 
 
+def _ends(trained: nn.Module | HookedModel, initial: nn.Module | HookedModel | None) -> tuple[nn.Module, nn.Module] | None:
+    """The network before and after training; a centred one holds both."""
+    after = unwrap(trained)
+    if initial is not None:
+        return unwrap(initial), after
+    if not isinstance(after, Centred):
+        return None
+    before = copy.deepcopy(after.initial)
+    for copied, p in zip(before.parameters(), after.model.parameters()):
+        copied.requires_grad_(p.requires_grad)
+    return before, after.model
+
+
 def _width(model: nn.Module | HookedModel) -> tuple[int, int] | None:
     module = unwrap(model)
+    module = module.model if isinstance(module, Centred) else module
     d, m = getattr(module, "d_model", None), getattr(module, "width", None)
     return (d, m) if isinstance(d, int) and isinstance(m, int) else None

@@ -165,6 +165,11 @@ def predict_movement(
         probes if isinstance(probes, Tensor) else x if on is None else on, "probes" if isinstance(probes, Tensor) else "on", one
     )
     probe = probe_of(module, probes, positions)
+    if not _depends(probe, inputs):
+        raise ShapeError(
+            f"No probe at {_place(probes)!r} depends on a trainable parameter: nothing can move there. Give directions after the first "
+            "trained layer."
+        )
 
     with torch.no_grad():
         f0 = check_output(module(x.clone()), len(x), "x").detach()
@@ -215,7 +220,7 @@ def predict_movement(
             "lr_limit": training.lr_limit,
             "reduction": reduction,
             "n_train": len(x),
-            "hook": probes.hook if isinstance(probes, FeatureSet) else "outputs",
+            "hook": _place(probes),
             "positions": positions,
             "null": "permuted_labels",
             "n_null": n_null,
@@ -229,6 +234,17 @@ def predict_movement(
         actual=actual,
         drift=moved,
     )
+
+
+def _depends(probe: Probe, inputs: Tensor) -> bool:
+    with torch.enable_grad():
+        values = probe(inputs.clone())
+        found = torch.autograd.grad(values.sum(), list(trainable(probe).values()), allow_unused=True) if values.requires_grad else ()
+    return any(g is not None for g in found)
+
+
+def _place(probes: FeatureSet | Tensor) -> str:
+    return probes.hook if isinstance(probes, FeatureSet) else "outputs"
 
 
 def _pusher(probe: Probe, inputs: Tensor, seed: int) -> Callable[[Change], Tensor]:

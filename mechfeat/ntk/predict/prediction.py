@@ -12,7 +12,7 @@ from mechfeat.errors import OptionError
 from mechfeat.features import storable
 from mechfeat.features.storage import Stored
 from mechfeat.ntk.predict.cross_talk import widths
-from mechfeat.ntk.predict.regime import DRIFT_LIMIT, regime
+from mechfeat.ntk.predict.regime import DRIFT_LIMIT
 
 
 @storable
@@ -107,8 +107,8 @@ class FeaturePrediction(Stored):
         d, m = known
         return (self.noise[0, i] / d + self.noise[1, i] / m).sqrt()
 
-    def expected_drift(self, width: int | tuple[int, int] | None = None, step: int | float | None = None) -> float | None:
-        r"""How far parameters have to move, relative to what they were: the order of magnitude of the drift of the kernel.
+    def expected_movement(self, width: int | tuple[int, int] | None = None, step: int | float | None = None) -> float | None:
+        r"""How far parameters have to move, relative to what they were: below 0.1 the kernel stays where it is, far above 1 it does not.
 
         .. math:: \sqrt{α^\top Θ α} \,\big/\, (s \sqrt m)
 
@@ -138,10 +138,13 @@ class FeaturePrediction(Stored):
 
         What :meth:`at` raises is raised as well.
         """
-        drift = self.expected_drift(width, step)
+        drift = self.expected_movement(width, step)
         if drift is None:
             return "regime unknown: give width=, or measure the drift with compare"
-        return f"{regime(drift)} expected: parameters move by about {drift:.2g} of their size (limit {DRIFT_LIMIT:g}); compare measures it"
+        expected = "kernel regime" if drift < DRIFT_LIMIT else "edge of the kernel regime" if drift < 1 else "rich"
+        return (
+            f"{expected} expected: parameters move by about {drift:.2g} of their size (limit {DRIFT_LIMIT:g}); compare measures the drift"
+        )
 
     def table(self, step: int | float | None = None, rows: int | None = 20) -> str:
         """Scores as text, each with its cross-talk, and the verdict on the regime.

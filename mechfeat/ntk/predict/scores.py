@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechfeat.errors import OptionError, ShapeError
 from mechfeat.ntk.dynamics import Time
@@ -36,6 +36,7 @@ def predict_features(
     width: int | tuple[int, int] | None = None,
     names: Sequence[str] = (),
     method: Way = "auto",
+    networks: Sequence[nn.Module] = (),
     n_null: int = 20,
     seed: int = 0,
 ) -> FeaturePrediction:
@@ -73,6 +74,8 @@ def predict_features(
         names: What the n-grams are called.
         method: ``"features"`` trains the exact sparse linear model of a kernel that has one, in O(non-zeros) a step and without a
             documents × documents matrix; ``"kernel"`` forms that matrix, for any kernel; ``"auto"`` takes the first where it can.
+        networks: Networks of this width with different random weights, two or more. For a kernel whose cross-talk has no known form it is
+            then measured, as the spread over their empirical kernels; ``method`` is ``"kernel"``.
         n_null: Predictions from permuted labels, for :func:`compare`: each costs as much as the prediction. 0 for none.
         seed: Seed of the permutations.
 
@@ -124,10 +127,15 @@ def predict_features(
     orders = None
     if reason is None:
         orders = permuted_labels(torch.arange(n), n_null, generator=torch.Generator().manual_seed(seed))
-    sparse = has_sparse_map(kernel) if method == "auto" else method == "features"
+    if networks and (len(networks) < 2 or width is None or method == "features"):
+        raise ShapeError(
+            f"networks holds {len(networks)} networks, with width={width} and method={method!r}. A spread needs two or more of one width, "
+            "given as width=, and method='kernel'."
+        )
+    sparse = has_sparse_map(kernel) and not networks if method == "auto" else method == "features"
     if sparse and not has_sparse_map(kernel):
         raise ShapeError(f"{type(kernel).__name__} has no sparse features (feature_map). Use method='kernel'.")
-    task = Task(Y, orders, stops, loss, float(lr), reduction, time, n_tokens)
+    task = Task(Y, orders, stops, loss, float(lr), reduction, time, n_tokens, tuple(networks), widths(width)[1] if width else 0)
     found = (by_features if sparse else by_kernel)(kernel, docs, ngrams, task)
     settings = {
         "kernel": type(kernel).__name__,
@@ -139,6 +147,7 @@ def predict_features(
         "n_docs": n,
         "n_classes": o,
         "width": None if width is None else list(widths(width)),
+        "cross_talk": f"spread over {len(networks)} networks" if networks else "closed form" if found["noise"] is not None else "unknown",
         "null": "permuted_labels",
         "n_null": n_null,
         "seed": seed,

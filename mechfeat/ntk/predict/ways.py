@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechfeat.errors import ShapeError, StepSizeError
 from mechfeat.ntk.analytic import AnalyticKernel
 from mechfeat.ntk.dynamics import KernelDynamics, Time
-from mechfeat.ntk.dynamics_layout import kernel_of
-from mechfeat.ntk.dynamics_losses import CURVATURE, Loss, Reduction
+from mechfeat.ntk.dynamics_layout import blocks, kernel_of, times
+from mechfeat.ntk.dynamics_losses import CURVATURE, Loss, Reduction, gradient
+from mechfeat.ntk.empirical import empirical_ntk
 from mechfeat.ntk.predict.cross_talk import PairNoise, pair_noise, score_noise, smallest_deviation
 from mechfeat.ntk.predict.descent import largest_eigenvalue, train_sparse
 from mechfeat.ntk.predict.prediction import fresh
@@ -35,6 +36,8 @@ class Task:
         reduction: Mean or sum over documents.
         time: Descent or flow.
         n_tokens: Size of the vocabulary, if there is one.
+        networks: Random networks whose spread is the cross-talk; none for its closed form.
+        width: Their width.
     """
 
     Y: Float[Tensor, "doc o"]
@@ -45,6 +48,8 @@ class Task:
     reduction: Reduction
     time: Time
     n_tokens: int | None
+    networks: tuple[nn.Module, ...] = ()
+    width: int = 0
 
 
 def by_features(kernel: Kernel, docs: Any, ngrams: Int[Tensor, "ngram position"], task: Task) -> dict[str, Any]:
@@ -113,7 +118,8 @@ def by_kernel(kernel: Kernel, docs: Any, ngrams: Int[Tensor, "ngram position"], 
     f0 = torch.zeros(task.Y.shape, dtype=torch.float64, device=theta.device)
     options: dict[str, Any] = {"loss": task.loss, "lr": task.lr, "reduction": task.reduction, "f0": f0}
     training = KernelDynamics(theta, y, time=task.time, **options)
-    step = training if task.time == "descent" else KernelDynamics(theta, y, **options)
+    scale = task.lr / (len(task.Y) if task.reduction == "mean" else 1)
+    pull = -scale * gradient(torch.zeros_like(task.Y), task.Y, task.loss)[None].to(theta.device)
     top = max(top_id(docs), top_id(ngrams))
     unseen = fresh(ngrams, top + 1)
     if isinstance(kernel, AnalyticKernel):
@@ -121,19 +127,26 @@ def by_kernel(kernel: Kernel, docs: Any, ngrams: Int[Tensor, "ngram position"], 
     known = isinstance(kernel, AnalyticKernel) or task.n_tokens is None or top_id(unseen) < task.n_tokens
     other = kernel_of(kernel(unseen, docs), "kernel(ngrams, docs)") if known else None
 
-    def parts(dynamics: KernelDynamics, t: Any) -> tuple[Tensor, Tensor]:
-        whole = dynamics.at(t, cross).double().cpu()
-        return whole, torch.full_like(whole, torch.nan) if other is None else dynamics.at(t, other).double().cpu()
-
     stops = list(task.stops)
+
+    def parts(outputs: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        whole = outputs(cross).double().cpu()
+        return whole, torch.full_like(whole, torch.nan) if other is None else outputs(other).double().cpu()
+
+    def first(K: Tensor) -> Tensor:
+        return times(blocks(K), pull, K.ndim)[0]
+
+    scores = parts(lambda K: training.at(stops, K))
     null = None if task.orders is None else training.shuffled(task.orders, stops[-1], cross).double().cpu()
     alphas = training.coefficients(stops).double().cpu()
     squares = (alphas * training.at(stops).double().cpu()).sum((1, 2)).clamp(min=0)
     pairs, noise = pair_noise(kernel) if is_bag(kernel) else None, None
-    if pairs is not None:
+    if task.networks:
+        noise = _spread(task, docs, ngrams, alphas)
+    elif pairs is not None:
         counts = token_counts(docs, top + 1)
         noise = _noise(pairs, [counts.T @ alpha.numpy() for alpha in alphas], token_counts(ngrams, top + 1))
-    return _fields(kernel, parts(training, stops), parts(step, 1), null, squares.sqrt().tolist(), noise)
+    return _fields(kernel, scores, parts(first), null, squares.sqrt().tolist(), noise)
 
 
 def _fields(
@@ -158,6 +171,16 @@ def _fields(
 
 def _noise(pairs: PairNoise, deltas: list[Any], counts: Any) -> Tensor:
     return torch.stack([torch.from_numpy(score_noise(pairs, delta, counts)) for delta in deltas], 1)
+
+
+def _spread(task: Task, docs: Tensor, ngrams: Tensor, alphas: Float[Tensor, "step doc o"]) -> Tensor:
+    """Variance over networks of what their own kernels make of the coefficients, times the width; all of it under the hidden layer."""
+    found = []
+    for net in task.networks:
+        theta = empirical_ntk(net, ngrams, docs).kernel.double().cpu()  # [ngram o doc o]
+        found.append(torch.einsum("gpno,sno->sgp", theta, alphas))
+    variance = torch.stack(found).var(0) * task.width
+    return torch.stack([torch.zeros_like(variance), variance])
 
 
 def _check_rate(X: Any, rate: float, task: Task) -> None:
