@@ -25,6 +25,6 @@ __all__ = [
     "projection",
     "score_curves",
     "spectrum",
-    "xor_map",
     "unseen_bias",
+    "xor_map",
 ]
