@@ -34,7 +34,7 @@ for i in range(2):
 # :func:`~mechfeat.ntk.predict_features` the score that each token gets from training with it. Each is printed with its cross-talk: what
 # other tokens add to it by accident in a network of this width.
 
-WIDTH, STEPS = 1024, 100
+WIDTH, STEPS = 1024, (3, 10, 30, 100)
 tokens = torch.arange(corpus.n_tokens)[:, None]
 
 
@@ -48,76 +48,52 @@ def rate(net: BagMLP) -> float:
     return mf.ntk.KernelDynamics(kernel_of(net)(corpus.ids), corpus.labels, loss="logistic", lr=1e-9).lr_limit / 4
 
 
-def predict(net: BagMLP):
+def predict(net: BagMLP) -> mf.ntk.FeaturePrediction:
     """Scores of all tokens after training."""
-    return mf.ntk.predict_features(
-        kernel_of(net),
-        corpus.ids,
-        corpus.labels,
-        tokens,
-        steps=STEPS,
-        lr=rate(net),
-        width=WIDTH,
-        names=corpus.vocabulary.tokens,
-    )
+    options = {"steps": STEPS, "lr": rate(net), "width": WIDTH, "names": corpus.vocabulary.tokens}
+    return mf.ntk.predict_features(kernel_of(net), corpus.ids, corpus.labels, tokens, **options)
 
 
-theory = predict(network("relu"))
-print(theory.table(rows=6))
+theory = {activation: predict(network(activation)) for activation in ("relu", "tanh")}
+print(theory["relu"].table(rows=6))
 
 # %%
 # Training
 # --------
 #
 # Full-batch descent of the network itself, from zero: :class:`~mechfeat.models.text.Centred` takes away what it says at the start. A bag's
-# output on a document is the sum over its tokens, so that each token is computed once.
+# output on a document is the sum over its tokens, so that each token is computed once. On the way the network's scores are compared with
+# the predicted ones.
 
 counts, y = torch.as_tensor(corpus.counts.toarray()).float(), corpus.labels.float()
 
 
-def train(net: Centred, lr: float) -> None:
-    """Descent on logistic loss."""
-    optimizer = torch.optim.SGD(net.model.parameters(), lr=lr)
-    for _ in range(STEPS):
+def train(activation: str) -> list[mf.ntk.FeatureComparison]:
+    """Descent on logistic loss, and a comparison at each of the numbers of steps that were predicted."""
+    net, before, found = Centred(network(activation)), Centred(network(activation)), []
+    optimizer = torch.optim.SGD(net.model.parameters(), lr=rate(net.model))
+    for step in range(1, STEPS[-1] + 1):
         optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(counts @ net(tokens)[:, 0], y).backward()
         optimizer.step()
+        if step in STEPS:
+            found.append(mf.ntk.compare(theory[activation], net, initial=before, step=step))
+    return found
 
 
-found = {}
-for activation in ("relu", "tanh"):
-    net = Centred(network(activation))
-    before = Centred(network(activation))
-    train(net, rate(net.model))
-    found[activation] = mf.ntk.compare(predict(net.model), net, initial=before)
-    print(activation, found[activation], sep="\n")
+found = {activation: train(activation) for activation in theory}
+relu = found["relu"][-1]
+print(relu)
+assert relu.value > 0.99
+assert relu.established
+assert relu.regime == "kernel regime"
 
-assert found["relu"].value > 0.99
-assert found["relu"].established
-assert found["relu"].regime == "kernel regime"
+mf.plots.score_curves(theory["relu"], found["relu"])
 
 # %%
-# Each point is one token. On the line the network learnt what the kernel said.
+# Each point is one token. On the line the network learnt what the kernel said, up to cross-talk.
 
-from mechfeat.plots.style import BLUE, GREY, ORANGE, RED, figure
-
-r = found["relu"]
-colours = {"positive": BLUE, "negative": RED, "neutral": GREY, "unseen": ORANGE}
-points = [
-    {
-        "type": "scatter",
-        "mode": "markers",
-        "name": group,
-        "marker": {"color": colours[group]},
-        "x": r.predicted[ids, 0].tolist(),
-        "y": r.measured[ids, 0].tolist(),
-        "text": [corpus.vocabulary.tokens[i] for i in ids],
-    }
-    for group, ids in made.groups.items()
-]
-span = [float(r.predicted.min()), float(r.predicted.max())]
-line = {"type": "scatter", "mode": "lines", "x": span, "y": span, "line": {"color": GREY, "dash": "dot"}, "showlegend": False}
-figure([*points, line], title="Scores of tokens, predicted and learnt", x="predicted score (nats)", y="score of the network (nats)")
+mf.plots.predicted_scores(relu)
 
 # %%
 # The bias of ReLU
@@ -127,13 +103,16 @@ figure([*points, line], title="Scores of tokens, predicted and learnt", x="predi
 # whatever the token. Tanh is odd, its mean is zero, and so is its prediction; what is left in the network is cross-talk, which the mean
 # over twenty tokens reduces.
 
-for activation, one in found.items():
+for activation, several in found.items():
+    one = several[-1]
     talk = float(one.cross_talk[unseen, 0].mean())
     predicted, measured = float(one.bias_predicted[0]), float(one.bias_measured[0])
     print(f"{activation}: unseen tokens {predicted:+.3f} predicted, {measured:+.3f} in the network, cross-talk of one ± {talk:.3f}")
     assert abs(measured - predicted) < talk
-assert float(found["relu"].bias_measured[0]) > 0.05
-assert float(found["tanh"].bias_predicted[0]) == 0.0
+assert float(relu.bias_measured[0]) > 0.05
+assert float(found["tanh"][-1].bias_predicted[0]) == 0.0
+
+mf.plots.unseen_bias(theory["relu"], found["relu"])
 
 # %%
 # Pairs of tokens
