@@ -61,7 +61,7 @@ def test_the_bias_of_relu_shows_early_and_that_of_tanh_does_not():
     assert gaps["MLP relu"] > 0.25 > abs(gaps["MLP tanh"])
 
 
-@pytest.mark.parametrize("model", ["MLP relu", "CNN relu"])
+@pytest.mark.parametrize("model", ["MLP relu", "CNN relu", "SA"])
 def test_imdb_scores_have_the_right_signs(model):
     row = ROWS["imdb", model]
     assert row["settings"]["documents"] == 25000
