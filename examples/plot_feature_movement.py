@@ -2,9 +2,9 @@
 Which features will training move next?
 =======================================
 
-The tangent kernel says how training changes a network's outputs. It says as much of everything inside: of the activation along a direction at
-any layer. Here fifty random feature directions of a small convolutional network are followed over the next twenty steps of gradient descent,
-first by prediction, then in training; and then once more where the prediction fails, which the drift of the kernel tells.
+The tangent kernel says how training changes a network's outputs. It says as much of everything inside: of the activation along a
+direction at any layer. Here fifty random feature directions of a small convolutional network are followed over the next twenty steps of
+gradient descent, first by prediction, then in training; and then once more where the prediction fails, which the drift of the kernel tells.
 """
 
 # %%
@@ -45,8 +45,8 @@ mf.plots.movement(found)
 # Where the prediction fails
 # --------------------------
 #
-# With sixteen times the learning rate the kernel itself moves within twenty steps. The result says so: the verdict is *rich*, with a warning,
-# and the correlation has fallen.
+# With seventeen times the learning rate the kernel itself moves within twenty steps. The result says so: the verdict is *rich*, with a
+# warning, and the correlation has fallen.
 
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")

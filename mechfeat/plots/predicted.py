@@ -101,7 +101,7 @@ def unseen_bias(prediction: FeaturePrediction, comparisons: Sequence[FeatureComp
     Raises:
         OptionError: No n-gram of the prediction is unseen.
     """
-    unseen = ~prediction.seen & (prediction.ngrams >= 0).any(1)
+    unseen = ~prediction.seen & (prediction.ngrams >= 0).any(1).cpu()
     if not bool(unseen.any()):
         raise OptionError("prediction", "one without unseen n-grams", ("one with an n-gram that no document has",))
     order = sorted(range(len(prediction.steps)), key=prediction.steps.__getitem__)

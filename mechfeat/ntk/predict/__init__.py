@@ -1,7 +1,8 @@
 """Which features training should find, from the kernel alone, and whether it found them."""
 
 from mechfeat.ntk.predict.compare import FeatureComparison, compare
-from mechfeat.ntk.predict.language import CoOccurrence, Extremes, LanguageFinding, compare_language, cooccurrence, next_token_logits
+from mechfeat.ntk.predict.cooccurrence import CoOccurrence, Extremes, cooccurrence
+from mechfeat.ntk.predict.language import LanguageFinding, compare_language, next_token_logits
 from mechfeat.ntk.predict.measured import kernel_drift, measured_scores
 from mechfeat.ntk.predict.network import MovementFinding, predict_movement
 from mechfeat.ntk.predict.prediction import FeaturePrediction

@@ -189,7 +189,7 @@ def compare(
             low, high = again.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
             interval = (low, high)
             reliability = None if null is None or not bool(null.isfinite().all()) else signal_share(value, null, float(again.std()))
-    unseen = ~prediction.seen & (prediction.ngrams >= 0).any(1)
+    unseen = ~prediction.seen & (prediction.ngrams >= 0).any(1).cpu()
     told = predicted != 0
     norm = float(measured.norm())
     return FeatureComparison(

@@ -218,6 +218,6 @@ def fresh(ngrams: Int[Tensor, "ngram position"], first: int) -> Int[Tensor, "ngr
     """
     same = ngrams[:, :, None] == ngrams[:, None, :]
     earliest = same.to(torch.int64).argmax(2)  # position at which each token was first seen
-    is_new = earliest == torch.arange(ngrams.shape[1])
+    is_new = earliest == torch.arange(ngrams.shape[1], device=ngrams.device)
     order = (is_new & (ngrams >= 0)).cumsum(1) - 1
     return torch.where(ngrams >= 0, first + order.gather(1, earliest), ngrams)

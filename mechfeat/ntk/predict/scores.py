@@ -189,5 +189,6 @@ def _seen(docs: Any, ngrams: Tensor) -> Tensor:
     else:
         present = torch.zeros(max(top, int(docs.max()) + 1 if docs.numel() else 0), dtype=torch.bool)
         present[docs[docs >= 0].cpu()] = True
+    ngrams = ngrams.cpu()
     real = ngrams >= 0
     return (present[ngrams.clamp(min=0)] & real).any(1) if len(present) else torch.zeros(len(ngrams), dtype=torch.bool)
