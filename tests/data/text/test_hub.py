@@ -8,17 +8,19 @@ from mechfeat.data.text import load_hub
 from mechfeat.errors import MissingPackageError, NotCachedError, SchemaError
 from tests import peers
 
-needs_datasets = pytest.mark.skipif(peers.blocked(), reason="runs as if datasets were not installed")
+
+@pytest.fixture
+def datasets():
+    return peers.needs("datasets")
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, datasets):
     (tmp_path / "reviews").mkdir()
     (tmp_path / "reviews" / "train.csv").write_text("sentence,label\nnot bad,3\nbad,0\n")
     return tmp_path / "reviews"
 
 
-@needs_datasets
 def test_a_local_folder(folder, tmp_path):
     read = load_hub(str(folder), text="sentence", cache_dir=tmp_path / "cache")
     assert read.texts == ("not bad", "bad")
@@ -26,7 +28,6 @@ def test_a_local_folder(folder, tmp_path):
     assert load_hub(str(folder), text="sentence", label=None, cache_dir=tmp_path / "cache").labels is None
 
 
-@needs_datasets
 def test_a_data_set_in_the_cache(folder, tmp_path):
     """What ``load_dataset`` leaves after a download: the files of the builder, under the name of the repository."""
     load_hub(str(folder), text="sentence", cache_dir=tmp_path / "cache")
@@ -36,10 +37,7 @@ def test_a_data_set_in_the_cache(folder, tmp_path):
     assert read.texts == ("not bad", "bad")
 
 
-@needs_datasets
-def test_what_is_not_there_is_not_downloaded(folder, tmp_path, monkeypatch):
-    import datasets
-
+def test_what_is_not_there_is_not_downloaded(folder, tmp_path, monkeypatch, datasets):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     with pytest.raises(NotCachedError) as caught:
         load_hub("nobody/reviews", split="test", cache_dir=tmp_path / "cache")
@@ -50,7 +48,6 @@ def test_what_is_not_there_is_not_downloaded(folder, tmp_path, monkeypatch):
     assert datasets.config.HF_HUB_OFFLINE is False
 
 
-@needs_datasets
 def test_columns_are_checked(folder, tmp_path):
     with pytest.raises(SchemaError) as caught:
         load_hub(str(folder), cache_dir=tmp_path / "cache")
