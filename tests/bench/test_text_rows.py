@@ -86,7 +86,10 @@ def test_agnews_classes_follow_the_linearisation():
     assert row["result"]["train_accuracy"] > 0.8
 
 
-@pytest.mark.parametrize("name", ["ptb"])
+WAITS = pytest.mark.xfail(reason="the row waits: one epoch takes 25 minutes of one core", raises=KeyError)
+
+
+@pytest.mark.parametrize("name", ["ptb", pytest.param("wikitext2", marks=WAITS)])
 def test_language_model_prefers_targets_that_occur_often(name):
     row = ROWS[name, "causal transformer"]
     assert row["settings"]["mask"] == "causal"
