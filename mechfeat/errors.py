@@ -304,6 +304,68 @@ class FileFormatError(MechfeatError, ValueError):
     """A file is not what mechfeat wrote, or is damaged."""
 
 
+class SchemaError(MechfeatError, ValueError):
+    """A file of texts does not have the columns or labels that were said.
+
+    Attributes:
+        source: The file.
+        line: Number of the line, from 1; None where the whole of it is meant.
+    """
+
+    def __init__(self, source: str, line: int | None, found: str, right: str) -> None:
+        self.source, self.line = source, line
+        place = source if line is None else f"{source}, line {line}"
+        super().__init__(f"{place}: {found}. Expected {right}.")
+
+
+class UnknownTokenError(MechfeatError, LookupError):
+    """A vocabulary does not hold a token.
+
+    Attributes:
+        tokens: The tokens that it does not hold.
+        known: The tokens that it holds.
+    """
+
+    def __init__(self, tokens: Sequence[str], known: Sequence[str]) -> None:
+        self.tokens, self.known = tuple(tokens), tuple(known)
+        named = ", ".join(map(repr, self.tokens[:5])) + (", ..." if len(self.tokens) > 5 else "")
+        super().__init__(
+            f"The vocabulary of {len(self.known)} tokens does not hold {named}. {_near(self.tokens[0], self.known)}"
+            "Vocabulary(..., unknown='drop') leaves unknown tokens out, unknown='unk' gives them one id."
+        )
+
+
+class MissingPackageError(MechfeatError, ImportError):
+    """Something needs a package that is optional and not installed.
+
+    Attributes:
+        package: Name of the package.
+        extra: The extra of mechfeat that brings it.
+    """
+
+    def __init__(self, package: str, need: str, extra: str) -> None:
+        self.package, self.extra = package, extra
+        super().__init__(f"{need} needs the package {package!r}, which is not installed. `pip install mechfeat[{extra}]` brings it.")
+
+
+class NotCachedError(MechfeatError, LookupError):
+    """A data set is not in the local cache, and nothing is downloaded.
+
+    Attributes:
+        name: Name of the data set.
+        config: Its configuration, if one was asked for.
+        split: Its split.
+    """
+
+    def __init__(self, name: str, config: str | None, split: str) -> None:
+        self.name, self.config, self.split = name, config, split
+        said = repr(name) if config is None else f"{name!r} in the configuration {config!r}"
+        super().__init__(
+            f"The split {split!r} of {said} was not found locally. Download it once with "
+            f"datasets.load_dataset({name!r}), or give the folder of a local copy."
+        )
+
+
 class ResumeError(MechfeatError, ValueError):
     """A folder or file holds another run, so this run cannot go on there.
 

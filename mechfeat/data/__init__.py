@@ -1,5 +1,6 @@
-"""Inputs: the handwritten digits that scikit-learn ships, and generated ones; tasks for toy models."""
+"""Inputs: the handwritten digits that scikit-learn ships, texts, and generated ones; tasks for toy models."""
 
+from mechfeat.data import text as text
 from mechfeat.data.digits import Digits, digits
 from mechfeat.data.sets import AnticorrelatedSets, CorrelatedSets, FiniteSample, PowerLaw
 from mechfeat.data.sparse import OneHot, SparseUniform

@@ -1,5 +1,6 @@
 """Figures: pure functions from a finding to a plotly figure. Nothing is shown, nothing is computed that the finding lacks."""
 
+from mechfeat.plots.capacity import xor_map
 from mechfeat.plots.dynamics import predicted_outputs, prediction_error
 from mechfeat.plots.features import ablation, projection
 from mechfeat.plots.finding import null_distribution
@@ -39,4 +40,5 @@ __all__ = [
     "stack_plot",
     "unseen_bias",
     "weights_movie",
+    "xor_map",
 ]

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from mechfeat import errors
+from tests import peers
 from tests.docs.pages import DOCS, blocks
 
 PAGES = DOCS / "errors"
@@ -47,6 +48,8 @@ def test_the_page_names_the_class_its_meaning_and_its_bases(cls):
 
 @each
 def test_the_example_raises_the_message_shown_and_the_fix_runs(cls):
+    if cls is errors.NotCachedError:
+        peers.needs("datasets")
     page = PAGES / f"{cls.__name__}.md"
     (line, symptom), *fixes = blocks(page, "python")
     ((_, shown),) = blocks(page, "text")
