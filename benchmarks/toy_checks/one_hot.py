@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from toy_checks.case import Case
 
 from mechfeat.data import OneHot
 from mechfeat.models import ToyBank, ToySpec
@@ -20,6 +19,7 @@ from mechfeat.superposition import (
     k_eff,
     one_hot_loss,
 )
+from toy_checks.case import Case
 
 ANGLES = (GREEDY_ANGLE, 8.1, 2.6)
 CENSUS_SEEDS = 100

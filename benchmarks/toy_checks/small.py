@@ -1,14 +1,15 @@
 """Small models of the FeatureFinding notebooks: softmax outputs, half batches, the two-dimensional models with bias or untied."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from toy_checks.case import Case
 
 from mechfeat.data import OneHot
 from mechfeat.models import ToyBank, ToySpec
 from mechfeat.superposition import GREEDY_ANGLE, Record, Run, Schedule, count_directions, cross_entropy, fit, k_eff
+from toy_checks.case import Case
 
 
 def _softmax(spec: ToySpec, seeds: list[int], k: int, steps: int, lr: Schedule) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def notebooks(smoke: bool) -> Iterator[Case]:
         for frame in range(len(run.steps)):
             with torch.no_grad():
                 represented.append((run.bank(frame)(torch.eye(40)).diagonal(dim1=-2, dim2=-1) > 0.5).sum(-1).tolist())
-        falls = [sum(b[i] < a[i] for a, b in zip(represented, represented[1:])) for i in range(4)]
+        falls = [sum(b[i] < a[i] for a, b in itertools.pairwise(represented)) for i in range(4)]
         return {"k_eff": plateaus(run), "loss": run.final_loss.tolist(), "represented": represented[-1], "falls_of_the_count": falls}
 
     yield Case("2d-bias", {"f": 40, "m": 2, "seeds": [12, 1, 2, 3], "steps": 250_000, "lr": [0.001, 5.0, 2.0]}, with_bias)
