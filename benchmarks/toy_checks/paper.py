@@ -63,8 +63,6 @@ def annealed(smoke: bool) -> dict[str, Any]:
     W, b = run.weights[-1].double(), run.parameters["b"][-1].double()
     D = feature_dimensionality(W)
     named = torch.tensor(list(NAMED_FRACTIONS.values()), dtype=torch.float64)
-        sorted(set(NAMED_FRACTIONS.values()) if isinstance(NAMED_FRACTIONS, dict) else NAMED_FRACTIONS), dtype=torch.float64
-    )
     shares, represented, attack = [], [], []
     for k, density in enumerate(densities):
         there = W[k].norm(dim=-1) > 0.5
