@@ -67,7 +67,8 @@ def weights_movie(run: Run, *, instance: int = 0) -> go.Figure:
     if W.shape[-1] > 3:
         frames = [[_gram_trace(w)] for w in W]
         fig = figure(frames[0], title=title, x="feature", y="feature", height=560)
-        fig.update_yaxes(autorange="reversed")
+        fig.update_xaxes(constrain="domain")
+        fig.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain")
         return movie(fig, frames, labels, prefix="step", indices=[0])
     reach = 1.08 * (float(W.abs().max()) or 1.0)
     shade = interference(W)
@@ -125,6 +126,9 @@ def gram(
         fig.update_yaxes(title="output", row=1, col=1)
     fig.update_layout(coloraxis={"colorscale": DIVERGING, "cmin": -bound, "cmax": bound, "colorbar": {"title": "weight", "thickness": 12}})
     fig.update_yaxes(autorange="reversed")
+    if b is None:
+        fig.update_xaxes(constrain="domain")
+        fig.update_yaxes(scaleanchor="x", constrain="domain")
     return fig
 
 

@@ -69,7 +69,12 @@ def loss_events(run: Run, *, instance: int = 0, events: Sequence[Any] | None = N
         raise ShapeError(f"instance={instance}, and the run has instances 0 to {len(run.seeds) - 1}.")
     found = [e for e in (run.events() if events is None else events) if e.instance == instance]
     grid = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.4, 0.6])
-    fig = figure(grid, title=f"{len(found)} falls of the loss, and the features that move", height=560, showlegend=False)
+    fig = figure(
+        grid,
+        title=f"{len(found)} sudden fall{'' if len(found) == 1 else 's'} of the loss, and the features that move",
+        height=560,
+        showlegend=False,
+    )
     line = {"color": BLUE, "width": 2}
     fig.add_trace(go.Scatter(x=array(run.loss_steps), y=array(run.losses[:, instance]), mode="lines", line=line), row=1, col=1)
     D = feature_dimensionality(run.weights[:, instance])

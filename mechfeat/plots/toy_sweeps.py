@@ -56,9 +56,9 @@ def dimensionality_scatter(
     fig = figure([points, mean], title="Share of a dimension that each feature owns", x=x, y="dimensionality", height=520, showlegend=True)
     for name, value in NAMED_FRACTIONS.items():
         fig.add_hline(y=value, line={"dash": "dot", "width": 1, "color": GREY})
-        fig.add_annotation(
-            xref="paper", x=1.0, y=value, text=name, showarrow=False, xanchor="right", yanchor="bottom", font={"size": 11, "color": GREY}
-        )
+        side = "top" if name == "square antiprism" else "bottom"  # its line lies close below the pentagon's
+        font = {"size": 11, "color": GREY}
+        fig.add_annotation(xref="paper", x=1.0, y=value, text=name, showarrow=False, xanchor="right", yanchor=side, font=font)
     fig.update_xaxes(type="log")
     fig.update_yaxes(range=[0, 1.08])
     return fig
@@ -117,8 +117,8 @@ def phase_map(diagram: PhaseDiagram) -> go.Figure:
         height=520,
         showlegend=True,
     )
-    fig.update_xaxes(type="log", showgrid=False)
-    fig.update_yaxes(type="log", showgrid=False)
+    fig.update_xaxes(type="log", showgrid=False, dtick=1)
+    fig.update_yaxes(type="log", showgrid=False, dtick=1)
     return fig
 
 

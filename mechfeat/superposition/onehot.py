@@ -1,6 +1,6 @@
 r"""The ledger of one-hot inputs: a loss that counts features.
 
-With inputs :math:`e_1 \dots e_f` the model :math:`\sigma(W U^\top + b)` has :math:`f \times f` outputs, and the loss of predicting
+With inputs :math:`e_1, \ldots, e_f` the model :math:`\sigma(W U^\top + b)` has :math:`f \times f` outputs, and the loss of predicting
 nothing is :math:`1/f`. What training took off it is a number of features, exactly.
 """
 
