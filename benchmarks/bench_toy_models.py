@@ -13,6 +13,7 @@ Appends to ``results/toy_models.jsonl``. Rows of the newest commit that are alre
 import argparse
 import datetime
 import json
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -120,7 +121,13 @@ def loops(smoke: bool) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
             rounded = {
                 k: [round(v, 4) for v in getattr(loop, k).tolist()] for k in ("levels", "out", "back", "control_out", "control_back")
             }
-            results = {"width": loop.width, "control_width": loop.control_width, "switches": loop.switches, **rounded}
+            results = {
+                "comes_back": math.isfinite(loop.width),
+                "width": loop.width if math.isfinite(loop.width) else None,  # JSON knows no infinity
+                "control_width": loop.control_width if math.isfinite(loop.control_width) else None,
+                "switches": [v if math.isfinite(v) else None for v in loop.switches],
+                **rounded,
+            }
             found.append((f"{name}, {steps} steps a level", {"seed": 12, "lr": 3.0, "steps": steps, "degrees": 2}, results))
     return found
 
@@ -190,10 +197,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     out = args.out or (None if args.smoke else RESULTS)
+    here = commit()  # of the code that is loaded now
     done = set()
     if out is not None and out.exists():
         rows = [json.loads(line) for line in out.read_text().splitlines()]
-        done = {r["check"] for r in rows if r["commit"] == commit()}
+        done = {r["check"] for r in rows if r["commit"] == here}
     for name in args.check or CHECKS:
         if name in done:
             print(f"{name}: already there")
@@ -203,7 +211,7 @@ def main() -> None:
         seconds = time.process_time() - start
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         rows_found = [
-            ToyRow(name, case, settings, found, seconds, torch.get_num_threads(), "float64", torch.__version__, commit(), now)
+            ToyRow(name, case, settings, found, seconds, torch.get_num_threads(), "float64", torch.__version__, here, now)
             for case, settings, found in results
         ]
         for row in rows_found:
@@ -211,7 +219,7 @@ def main() -> None:
         if out is not None:  # at once, so that what was computed is kept
             out.parent.mkdir(parents=True, exist_ok=True)
             with out.open("a") as file:
-                file.writelines(json.dumps(asdict(row)) + "\n" for row in rows_found)
+                file.writelines(json.dumps(asdict(row), allow_nan=False) + "\n" for row in rows_found)
 
 
 if __name__ == "__main__":
