@@ -4,9 +4,9 @@
 
 Methods: ``bank closed`` and ``bank autograd`` are ``mf.superposition.fit`` on many instances; ``single loop`` is a ``ToyBank`` of one
 instance under autograd and ``torch.optim``, with tensors and no loader; ``single fit`` and ``single fit autograd`` are ``fit`` on that
-bank; ``loader loop`` is one ``nn.Module`` with a ``DataLoader``, ``MSELoss``, a scheduler step and ``.item()`` at every step, as experiments with
-such models are commonly written. Every method is compared with the oracle before anything is timed; runs take turns; one thread, process
-seconds. Appends to ``results/toy_bank.jsonl``.
+bank; ``loader loop`` is one ``nn.Module`` with a ``DataLoader``, ``MSELoss``, a scheduler step and ``.item()`` at every step, as
+experiments with such models are commonly written. Every method is compared with the oracle before anything is timed; runs take turns;
+one thread, process seconds. Appends to ``results/toy_bank.jsonl``.
 """
 
 import argparse
@@ -162,9 +162,9 @@ def error_of(problem: Problem, method: str, steps: int = 20) -> float | None:
     if method == "loader loop":
         if problem.batch is not None:
             return None
-        return float((by_loader(problem, steps).embedding.weight.detach().T - model.values["W"]).abs().max())
+        return float((by_loader(problem, steps).embedding.weight.detach().T - model.values["W"].detach()).abs().max())
     bank = by_loop(problem, steps, batch) if method == "single loop" else METHODS[method](problem, steps)[1]
-    return float((bank.W.detach()[0] - model.values["W"]).abs().max())
+    return float((bank.W.detach()[0] - model.values["W"].detach()).abs().max())
 
 
 def measure(problem: Problem, runs: int, seconds: float) -> list[ToyBankRow]:

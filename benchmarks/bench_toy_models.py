@@ -3,7 +3,8 @@
 ``saddle``: seed 2 of the Hessian notebook, n = 40, m = 2, ReLU(z + 1), float64: eigenvalues that the growth of the difference between the
 merged features 12 and 24 implies, against the Hessian's, in three windows of 1,000 steps.
 ``hysteresis``: seed 12 of the bias notebook, n = 40, m = 2, untied: feature 11, free between 1 and 18, which are turned apart and together,
-from the unlearned and from the learned state, with the control without memory; at several numbers of steps a level.
+from the unlearned and from the learned state, with the control without memory; at several numbers of steps a level. (Rows named ``learned``
+without an angle went to -22 only, where the feature has begun to switch: whether it then comes back depends on the steps.)
 ``bias``: the second form: one fixed bias swept 0 → 3 → 0 in a tied model, all weights free.
 ``phase``: two features in one dimension, 16 x 16 cells of 6 models.
 ``pentagon``, ``directions``, ``census``: bias-free one-hot models: 100 features in two dimensions; directions and effective features for
@@ -19,6 +20,7 @@ again, so that a run that was killed goes on where it was.
 import argparse
 import datetime
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -36,9 +38,11 @@ from mechfeat.bench.harness import commit
 from mechfeat.data import OneHot
 from mechfeat.models import ToyBank, ToySpec
 from mechfeat.superposition import (
+    GREEDY_ANGLE,
     Record,
     Run,
     Schedule,
+    count_directions,
     escape_rates,
     fit,
     hysteresis,
@@ -118,7 +122,7 @@ def loops(smoke: bool) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     eye = torch.eye(40, dtype=torch.float64)
     found = []
     for steps in (3000, 4000, 12_000) if not smoke else (3,):
-        for frame, name, levels in ((0, "unlearned", list(range(0, 21, 2))), (1, "learned", list(range(0, -23, -2)))):
+        for frame, name, levels in ((0, "unlearned", list(range(0, 21, 2))), (1, "learned to -26", list(range(0, -27, -2)))):
             loop = hysteresis(
                 run.bank(frame),
                 lambda start, level: widen_gap(start, 1, 18, level),
@@ -130,7 +134,13 @@ def loops(smoke: bool) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
             rounded = {
                 k: [round(v, 4) for v in getattr(loop, k).tolist()] for k in ("levels", "out", "back", "control_out", "control_back")
             }
-            results = {"width": loop.width, "control_width": loop.control_width, "switches": loop.switches, **rounded}
+            results = {
+                "comes_back": math.isfinite(loop.width),
+                "width": loop.width if math.isfinite(loop.width) else None,  # JSON knows no infinity
+                "control_width": loop.control_width if math.isfinite(loop.control_width) else None,
+                "switches": [v if math.isfinite(v) else None for v in loop.switches],
+                **rounded,
+            }
             found.append((f"{name}, {steps} steps a level", {"seed": 12, "lr": 3.0, "steps": steps, "degrees": 2}, results))
     return found
 
@@ -138,24 +148,33 @@ def loops(smoke: bool) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
 def bias(smoke: bool) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """The second form of hysteresis: the levels at which way out and way back differ, and the control."""
     steps = 6000 if not smoke else 3
-    bank = ToyBank(ToySpec(20, 2), 4, dtype=torch.float64)
-    start = fit(bank, OneHot(20), steps=steps, lr=2.0).bank()
+    start = ToyBank(ToySpec(20, 2), 6, dtype=torch.float64)
     with torch.no_grad():
         start.b.zero_()
 
     def push(values: dict[str, torch.Tensor], level: float) -> dict[str, torch.Tensor]:
         return {"b": torch.full_like(values["b"], -level)}
 
-    levels = [0.3 * k for k in range(11)]
+    levels = [round(0.3 * k, 1) for k in range(11)]
     free = {"W": torch.tensor(True)}
-    found = []
-    begun = quasi_static(start, push, [0.0], free=free, steps=steps, lr=1.0)
+    begun = quasi_static(start, push, [0.0], free=free, steps=4 * steps, lr=0.3)
     rested = ToyBank(start.spec, seeds=start.seeds, init={k: v[0] for k, v in begun.parameters.items()}, dtype=torch.float64)
+    found = []
     for memory in (True, False):
-        sweep = quasi_static(rested, push, [*levels, *levels[-2::-1]], free=free, steps=steps, lr=1.0, memory=memory)
-        gap = (sweep.losses[:11] - sweep.losses[10:].flip(0)).abs() / sweep.losses[:11]
-        seen = {"largest_relative_gap": gap.amax(0).tolist(), "level": [round(levels[int(i)], 1) for i in gap.argmax(0)]}
-        found.append(("memory" if memory else "control", {"n": 20, "m": 2, "seeds": [0, 1, 2, 3], "steps": steps}, seen))
+        sweep = quasi_static(rested, push, [*levels, *levels[-2::-1]], free=free, steps=steps, lr=0.3, memory=memory)
+        out, back = sweep.losses[:11], sweep.losses[10:].flip(0)
+        gap = (out - back).abs() / out
+        widest = gap.argmax(0)
+        counts = count_directions(sweep.parameters["W"], GREEDY_ANGLE, rule="complete", min_norm=0.05)
+        seen = {
+            "largest_relative_gap": gap.amax(0).tolist(),
+            "gap_at_ends": gap[[0, -1]].amax(0).tolist(),
+            "level": [levels[int(i)] for i in widest],
+            "directions_out": counts[:11].gather(0, widest[None])[0].tolist(),
+            "directions_back": counts[10:].flip(0).gather(0, widest[None])[0].tolist(),
+            "k_eff_start": (20 - 400 * out[0]).tolist(),
+        }
+        found.append(("memory" if memory else "control", {"n": 20, "m": 2, "seeds": list(start.seeds), "steps": steps, "lr": 0.3}, seen))
     return found
 
 
@@ -206,7 +225,7 @@ def append(rows: list[ToyRow], out: Path | None) -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a") as file:
-            file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
+            file.writelines(json.dumps(asdict(row), allow_nan=False) + "\n" for row in rows)
 
 
 def main() -> None:
@@ -223,7 +242,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     out = args.out or (None if args.smoke else RESULTS)
-    here = commit()
+    here = commit()  # of the code that is loaded now
     done = set()
     if out is not None and out.exists():
         rows = [json.loads(line) for line in out.read_text().splitlines()]

@@ -111,7 +111,7 @@ class AnticorrelatedSets(_Sets):
 class PowerLaw(ToyData):
     r"""Features whose frequencies fall as a power of their rank.
 
-    .. math:: p_i = a\, i^{-\alpha} \Big/ \textstyle\sum_j j^{-\alpha}, \qquad i = 1, \dots, n
+    .. math:: p_i = a\, i^{-\alpha} \Big/ \textstyle\sum_j j^{-\alpha}
 
     Attributes:
         n_features: Features.

@@ -29,7 +29,7 @@ from mechfeat.superposition.geometry import (
     identify,
     polytope,
 )
-from mechfeat.superposition.hysteresis import Hysteresis, QuasiStatic, hysteresis, quasi_static, widen_gap
+from mechfeat.superposition.hysteresis import Hysteresis, hysteresis, widen_gap
 from mechfeat.superposition.llc import LearningCoefficient, local_learning_coefficient
 from mechfeat.superposition.measure import SuperpositionFinding, measure
 from mechfeat.superposition.metrics import (
@@ -46,6 +46,7 @@ from mechfeat.superposition.onehot import k_eff, one_hot_loss
 from mechfeat.superposition.phase import PHASES, PhaseDiagram, phase_diagram, superposition_boundary, two_feature_loss
 from mechfeat.superposition.reading import read_directions, write_directions
 from mechfeat.superposition.report import ActivationFinding, SuperpositionReport, superposition_report
+from mechfeat.superposition.sweep import QuasiStatic, quasi_static
 from mechfeat.superposition.training import Event, Loss, Optimizer, Record, Run, Schedule, cross_entropy, fit, grid, lp, mse
 from mechfeat.superposition.units import features_per_unit, monosemantic, polysemanticity
 from mechfeat.superposition.units_finding import UnitFinding, concept_responses, unit_polysemanticity, unit_separability

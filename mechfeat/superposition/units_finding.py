@@ -130,6 +130,12 @@ def unit_separability(
 
     Source:
         As :func:`~mechfeat.superposition.concept_separability`.
+
+    Example:
+        >>> labels = torch.arange(60) % 2
+        >>> A = labels[:, None] + 0.1 * torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+        >>> unit_separability(Samples(A, torch.arange(60), "relu", 60), labels).established
+        True
     """
     return _finding(
         samples,

@@ -66,6 +66,16 @@ def test_linear_initial_weights_are_those_of_nn_linear():
     assert torch.equal(bank.b[0], unembed.bias)
 
 
+def test_an_mlp_begins_as_nn_linear_does():
+    torch.manual_seed(7)
+    layers = [torch.nn.Linear(a, b, dtype=torch.float32) for a, b in ((9, 2), (2, 30), (30, 2))]
+    bank = ToyBank(ToySpec(9, 2, hidden_bias=True, d_mlp=30), seeds=[7], dtype=torch.float32)
+    values = [(bank.W, bank.b_hidden), (bank.W_in, bank.b_in), (bank.W_out, bank.b_out)]
+    for layer, (weight, bias) in zip(layers, values):
+        assert torch.equal(weight[0], layer.weight.T)
+        assert torch.equal(bias[0], layer.bias)
+
+
 def test_the_bias_of_a_tied_model_takes_the_features_as_fan_in():
     b = ToyBank(ToySpec(100, 2), 200).b
     assert b.abs().max() <= 1 / math.sqrt(100)

@@ -210,6 +210,15 @@ def test_separability_of_two_known_distributions():
     assert concept_separability(A, labels, bins=2).item() == pytest.approx(want, abs=1e-12)
 
 
+@given(st.integers(0, 1000), st.integers(2, 9), st.integers(2, 4))
+def test_separability_matches_the_definition(seed, bins, concepts):
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.arange(24) % concepts
+    A = torch.relu(torch.randn(24, 2, generator=g) + labels[:, None] / 2)  # many equal zeros
+    want = oracle.concept_separability(A, labels.tolist(), bins)
+    assert concept_separability(A, labels, bins=bins).tolist() == pytest.approx(want, abs=1e-7)
+
+
 @given(st.integers(0, 1000))
 def test_separability_of_relabelled_and_rescaled_units(seed):
     g = torch.Generator().manual_seed(seed)

@@ -100,7 +100,7 @@ def test_hysteresis_of_a_feature_between_two_others(unchecked):  # half a millio
     options = {
         "free": {"W": row[:, None], "U": row[:, None], "b": row},
         "observe": lambda sweep: sweep.outputs(torch.eye(40))[:, :, 11, 11],
-        "steps": 4000,
+        "steps": 3000,
     }
 
     def gap(start, level):
@@ -110,7 +110,7 @@ def test_hysteresis_of_a_feature_between_two_others(unchecked):  # half a millio
     assert unlearned.width >= 6
     assert unlearned.control_width < 2
     assert unlearned.established
-    learned = hysteresis(run.bank(1), gap, range(0, -23, -2), **options)
+    learned = hysteresis(run.bank(1), gap, range(0, -27, -2), **options)
     assert learned.out[0] >= 0.96
     assert learned.back[0] < 0.5  # a full cycle, and it does not come back
     assert learned.control_back[0] == learned.control_out[0]

@@ -154,6 +154,35 @@ def effective_features(A: Float[Tensor, "sample feature"]) -> float:
     return math.exp(entropy)
 
 
+def concept_separability(A: Float[Tensor, "sample unit"], labels: list[int], bins: int) -> list[float]:
+    """Root of the Jensen–Shannon divergence of the histograms of ranks, one a concept, over its largest value.
+
+    Args:
+        A: Activations.
+        labels: Concept of each sample.
+        bins: Bins.
+
+    Returns:
+        One value a unit.
+    """
+    concepts = sorted(set(labels))
+    found = []
+    for u in range(A.shape[1]):
+        a = [float(x) for x in A[:, u]]
+        histograms = {c: [0.0] * bins for c in concepts}
+        for x, c in zip(a, labels, strict=True):
+            middle = (sum(y < x for y in a) + sum(y <= x for y in a)) / 2  # ranks below it, and half of its equals
+            histograms[c][int(bins * middle / len(a))] += 1 / labels.count(c)
+        mixture = [sum(h[k] for h in histograms.values()) / len(concepts) for k in range(bins)]
+
+        def entropy(p: list[float]) -> float:
+            return -sum(x * math.log(x) for x in p if x > 0)
+
+        divergence = entropy(mixture) - sum(entropy(h) for h in histograms.values()) / len(concepts)
+        found.append(math.sqrt(max(divergence, 0.0) / math.log(len(concepts))))
+    return found
+
+
 def one_hot_loss(W: Float[Tensor, "feature hidden"], U: Float[Tensor, "feature hidden"], b: Float[Tensor, " feature"]) -> float:
     """Mean squared error over all one-hot inputs, one input and output at a time.
 

@@ -73,7 +73,7 @@ def fit(
 
     Example:
         >>> from mechfeat.data import OneHot
-        >>> from mechfeat.models import ToyBank
+        >>> from mechfeat.models import ToyBank, ToySpec
         >>> run = fit(ToyBank(ToySpec(6, 2, out_bias=False), 3), OneHot(6), steps=200, lr=1.0)
         >>> run.weights.shape, run.losses.shape
         (torch.Size([100, 3, 6, 2]), torch.Size([201, 3]))
