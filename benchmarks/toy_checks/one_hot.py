@@ -1,5 +1,6 @@
 """One-hot models without bias: the pentagon, directions against dimension with the ledger, the census of GELU models."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,8 @@ from toy_checks.case import Case
 
 ANGLES = (GREEDY_ANGLE, 8.1, 2.6)
 CENSUS_SEEDS = 100
+FINE_ANGLE = math.degrees(math.acos(1 - 1e-5))  # the tolerance of the notebooks' census
+SHORT = 0.1  # of the longest feature: shorter ones have not died out yet, and are not counted
 
 
 def trained(f: int, d: int, smoke: bool) -> torch.Tensor:
@@ -82,12 +85,19 @@ def census(smoke: bool, *, seeds: int = 1000) -> Iterator[Case]:
             bank = ToyBank(ToySpec(50, 2, activation="gelu", out_bias=False), seeds=range(first, last + 1))
             run = fit(bank, OneHot(50), steps=steps, lr=Schedule(0.001, 2.0, 0.2), record=Record(1, 1), progress=True)
             W = run.weights[-1].double()
-            found = count_directions(W, GREEDY_ANGLE, rule="greedy", min_norm=0.1)
-            alive = (W.norm(dim=-1) > 0.1 * W.norm(dim=-1).amax(-1, keepdim=True)).sum(-1)
+            length = W.norm(dim=-1)
+            alive = (length > SHORT * length.amax(-1, keepdim=True)).sum(-1)
+            found = count_directions(W, GREEDY_ANGLE, rule="greedy", min_norm=SHORT)
             five = found == 5
+            shares = {}
+            for angle in (GREEDY_ANGLE, FINE_ANGLE):
+                for short in (0.001, 0.002, 0.003, 0.005, 0.01, 0.03, 0.1):
+                    same = count_directions(W, angle, rule="greedy", min_norm=short) == 5
+                    shares[f"{angle:.2f} degrees, {short:g}"] = int(same.sum())
             return {
                 "counts": {str(k): v for k, v in sorted(Counter(found.tolist()).items())},
                 "five_with_five_alive": int((alive[five] == 5).sum()),
+                "five_by_rule": shares,
                 "loss_of_five": [float(run.final_loss[five].min()), float(run.final_loss[five].max())] if bool(five.any()) else None,
             }
 
