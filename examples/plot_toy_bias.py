@@ -13,6 +13,10 @@ time, each a step down in the loss. The notebooks 2d-bias, 2d-untied-nobias and 
 # Untied, with a bias, one feature active at a time. A feature is represented where its own output is above one half. The fall of the
 # loss in a step is that of one feature: :func:`~mechfeat.superposition.k_eff` gains one.
 
+import json
+import os
+from pathlib import Path
+
 import plotly.graph_objects as go
 import torch
 
@@ -96,3 +100,23 @@ assert float(gap.max()) > 0.02
 assert float(control.max()) == 0
 
 mf.plots.hysteresis_loop(loop, x="bias, negative", y="loss, summed over outputs")
+
+# %%
+# The loop of the notebook
+# ------------------------
+#
+# The notebook turns two learned neighbours, features 1 and 18, apart and together, and asks what feature 11 between them does. As it is
+# written its optimiser never sees the moved model; here is the experiment as it was meant, a row of the benchmarks. Starting unlearned,
+# feature 11 is learned once the gap is 12° wider, and kept on the way back until it is 2° wider. Without memory there is no loop.
+
+HERE = Path(globals().get("__file__", os.getcwd() + "/x")).resolve().parent
+RESULTS = next(p for p in (HERE.parent / "benchmarks" / "results", HERE.parents[1] / "benchmarks" / "results") if p.is_dir())
+rows = [json.loads(line) for line in (RESULTS / "toy_models.jsonl").read_text().splitlines()]
+row = next(r["found"] for r in reversed(rows) if (r["check"], r["case"]) == ("hysteresis", "unlearned, 3000 steps a level"))
+ways = [torch.tensor(row[key]) for key in ("levels", "out", "back", "control_out", "control_back")]
+eleven = mf.superposition.Hysteresis(*ways, 0.5)
+print("learned and lost at", [f"{v:.1f}°" for v in eleven.switches], f"width {eleven.width:.1f}°, control {eleven.control_width:.1f}°")
+assert eleven.width > 6
+assert eleven.control_width < 2
+
+mf.plots.hysteresis_loop(eleven, x="gap between features 1 and 18, degrees wider", y="output of feature 11")
