@@ -7,7 +7,14 @@ from the unlearned and from the learned state, with the control without memory; 
 without an angle went to -22 only, where the feature has begun to switch: whether it then comes back depends on the steps.)
 ``bias``: the second form: one fixed bias swept 0 → 3 → 0 in a tied model, all weights free.
 ``phase``: two features in one dimension, 16 x 16 cells of 6 models.
-Appends to ``results/toy_models.jsonl``. Rows of the newest commit that are already there are not computed again.
+``pentagon``, ``directions``, ``census``: bias-free one-hot models: 100 features in two dimensions; directions and effective features for
+2 to 10 dimensions; directions of GELU models over many seeds (``--seeds``, 1,000 by default).
+``softmax``, ``batches``, ``notebooks``: cross-entropy with and without bias; half against full batches; 2d-bias and 2d-untied-nobias.
+``computation``, ``correlation``: absolute values and ANDs; correlated and anticorrelated sets of features.
+``geometry``, ``basics``: dimensionalities against sparsity with negative controls, in the settings of the authors' notebook and
+annealed; which features are represented at which density.
+Appends to ``results/toy_models.jsonl``, each case when it is done. Rows of the newest commit that are already there are not computed
+again, so that a run that was killed goes on where it was.
 """
 
 import argparse
@@ -15,11 +22,17 @@ import datetime
 import json
 import math
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from toy_checks.case import Case
+from toy_checks.one_hot import census, directions, pentagon
+from toy_checks.paper import basics, geometry
+from toy_checks.small import batches, notebooks, softmax
+from toy_checks.tasks import computation, correlation
 
 from mechfeat.bench.harness import commit
 from mechfeat.data import OneHot
@@ -184,15 +197,47 @@ def phase(smoke: bool) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
 
 
 CHECKS = {"saddle": saddle, "hysteresis": loops, "bias": bias, "phase": phase}
+CASES: dict[str, Callable[[bool], Iterable[Case]]] = {
+    "pentagon": pentagon,
+    "directions": directions,
+    "softmax": softmax,
+    "batches": batches,
+    "notebooks": notebooks,
+    "computation": computation,
+    "correlation": correlation,
+    "basics": basics,
+    "geometry": geometry,
+    "census": census,
+}
+
+
+def cases_of(name: str, args: argparse.Namespace) -> Iterable[Case]:
+    """The cases of a check, each computed when it is asked for."""
+    if name == "census":
+        return census(args.smoke, seeds=args.seeds)
+    return CASES[name](args.smoke)
+
+
+def append(rows: list[ToyRow], out: Path | None) -> None:
+    """Print rows, and write them at once, so that what was computed is kept."""
+    for row in rows:
+        print(row.check, row.case, row.found, f"{row.seconds:.1f} s", flush=True)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a") as file:
+            file.writelines(json.dumps(asdict(row), allow_nan=False) + "\n" for row in rows)
 
 
 def main() -> None:
     """Compute, print and append."""
+    from tqdm.auto import tqdm
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("check", nargs="*", choices=[*CHECKS, []], help="which; all by default")
+    parser.add_argument("check", nargs="*", choices=[*CHECKS, *CASES, []], help="which; all by default")
     parser.add_argument(
         "--smoke", action="store_true", help="small sizes, for a run of seconds; nothing is appended unless --out says where"
     )
+    parser.add_argument("--seeds", type=int, default=1000, help="of the census")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -201,25 +246,28 @@ def main() -> None:
     done = set()
     if out is not None and out.exists():
         rows = [json.loads(line) for line in out.read_text().splitlines()]
-        done = {r["check"] for r in rows if r["commit"] == here}
-    for name in args.check or CHECKS:
-        if name in done:
-            print(f"{name}: already there")
-            continue
-        start = time.process_time()
-        results = CHECKS[name](args.smoke)
-        seconds = time.process_time() - start
+        done = {(r["check"], r["case"]) for r in rows if r["commit"] == here}
+
+    def row(name: str, case: str, settings: dict[str, Any], found: dict[str, Any], seconds: float, dtype: str) -> ToyRow:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        rows_found = [
-            ToyRow(name, case, settings, found, seconds, torch.get_num_threads(), "float64", torch.__version__, here, now)
-            for case, settings, found in results
-        ]
-        for row in rows_found:
-            print(row.check, row.case, row.found, f"{row.seconds:.1f} s")
-        if out is not None:  # at once, so that what was computed is kept
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with out.open("a") as file:
-                file.writelines(json.dumps(asdict(row), allow_nan=False) + "\n" for row in rows_found)
+        return ToyRow(name, case, settings, found, seconds, torch.get_num_threads(), dtype, torch.__version__, here, now)
+
+    for name in args.check or [*CHECKS, *CASES]:
+        start = time.process_time()
+        if name in CASES:
+            for case in tqdm(list(cases_of(name, args)), desc=name, unit="case"):
+                if (name, case.name) in done:
+                    print(f"{name} {case.name}: already there")
+                    continue
+                start = time.process_time()
+                found = case.compute()
+                append([row(name, case.name, case.settings, found, time.process_time() - start, case.dtype)], out)
+        elif any(check == name for check, _ in done):
+            print(f"{name}: already there")
+        else:
+            results = CHECKS[name](args.smoke)
+            seconds = time.process_time() - start
+            append([row(name, case, settings, found, seconds, "float64") for case, settings, found in results], out)
 
 
 if __name__ == "__main__":

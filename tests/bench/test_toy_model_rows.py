@@ -2,13 +2,23 @@
 
 import json
 import math
+import statistics
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+CASES = ("pentagon", "directions", "softmax", "batches", "notebooks", "computation", "correlation", "basics", "geometry", "census")
+
+
+def newest(rows, check):
+    """What was found, by case, and at least one."""
+    found = {case: row["found"] for case, row in rows[check].items()}
+    assert found
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +79,152 @@ def test_the_phase_diagram(rows):
     assert row["found"]["agreement_away"] >= 0.99
 
 
+def test_the_pentagon(rows):
+    # Check 3.
+    found = rows["pentagon"]["f=100 d=2, seeds 1-10"]["found"]
+    assert found["directions"] == [5] * 10
+    assert found["k_eff"] == pytest.approx([4.1982] * 10, abs=5e-4)
+    assert all(total == pytest.approx([0.8396] * 5, abs=1e-3) for total in found["norm_sq_of_directions"])
+
+
+def test_the_ledger(rows):
+    # Check 4, on the 90 runs of check 5 and on the plateaus of the notebook 2d-bias.
+    runs = [pair for found in newest(rows, "directions").values() for pair in zip(found["k_eff"], found["norm_sq"], strict=True)]
+    assert len(runs) == 90
+    assert max(abs(k - norm) / norm for k, norm in runs) <= 0.003
+    rested = rows["notebooks"]["2d-bias"]["found"]["k_eff"][:3]  # the fourth still moves
+    assert max(abs(k - round(k)) for k in rested) <= 0.05
+
+
+def test_directions_against_dimension(rows):
+    # Check 5: means of effective features of section 1.7, and the fit that FeatureFinding publishes.
+    found = newest(rows, "directions")
+    means = [statistics.mean(found[f"d={d}"]["k_eff"]) for d in range(2, 11)]
+    assert means == pytest.approx([4.198, 6.418, 8.721, 11.349, 13.615, 15.940, 18.291, 20.646, 23.124], rel=0.01)
+    counts = [statistics.mean(found[f"d={d}"]["directions"]["25.8"]) for d in range(2, 11)]
+    slope, intercept = statistics.linear_regression(range(2, 11), counts)
+    assert slope == pytest.approx(7.52, abs=0.3)
+    assert intercept == pytest.approx(-12.85, abs=1.5)
+    assert all(sum(f["sum_D"]) / 10 == pytest.approx(d, rel=2e-3) for d, f in zip(range(2, 11), found.values(), strict=True))
+
+
+def test_the_census(rows):
+    # Check 6.
+    found = newest(rows, "census").values()
+    counts = Counter()
+    for part in found:
+        counts.update(part["counts"])
+    assert counts.total() >= 1000
+    assert counts["5"] / counts.total() == pytest.approx(0.63, abs=0.06)
+    assert sum(part["five_with_five_alive"] for part in found) == counts["5"]
+
+
+def test_half_batches(rows):
+    # Check 9.
+    median = {case: found["median"] for case, found in newest(rows, "batches").items()}
+    assert median["half batches, lr 20"] <= 0.96 * median["full batch, lr 20"]
+    assert 0.98 <= median["half batches, lr 4"] / median["full batch, lr 4"] <= 1.02
+    assert all(len(found["loss"]) >= 8 for found in newest(rows, "batches").values())
+
+
+def test_softmax(rows):
+    # Check 10.
+    found = newest(rows, "softmax")
+    for case in ("a: f=20 m=1", "c: f=50 m=2", "untied without bias: f=40 m=2"):
+        assert sum(share == 1 for share in found[case]["top1"]) >= 3
+    assert max(found["tied without bias: f=40 m=2"]["top1"]) < 1
+    for case in ("a: f=20 m=1", "c: f=50 m=2"):
+        assert min(abs(c) for c in found[case]["corr_norm_bias"]) >= 0.99
+    assert min(found["b: f=20 m=1, two active"]["loss"]) > 5  # stuck, far above 2 ln 2
+
+
+def test_geometry_of_the_notebook(rows):
+    # Check 12, first half: D* sticks at 1/2, dimensionalities at 1/2 and another fraction, and no control does.
+    found = rows["geometry"]["200-20 notebook"]["found"]
+    assert found["near_half"] >= 3
+    assert 0.5 in found["lines"]
+    assert len(found["lines"]) >= 2
+    assert [found[f"lines_{control}"] for control in ("untrained", "blurred", "uniform")] == [[], [], []]
+
+
+def test_geometry_annealed(rows):
+    # Check 12, second half, and the stated range of vulnerability (2.11).
+    found = rows["geometry"]["100-10 annealed"]["found"]
+    band = [share for level, share in zip(found["levels"], found["share_named"], strict=True) if 1.5 <= level <= 6]
+    assert sum(share >= 0.9 for share in band) >= 2
+    assert found["sum_D"] == pytest.approx([10] * 14, rel=5e-3)
+    assert max(found["vulnerability"]) > 3
+    assert found["correlation_up_to_5"] >= 0.9
+    assert found["correlation_all"] < 0.9
+
+
+def test_computation(rows):
+    # Check 13.
+    found = newest(rows, "computation")
+    assert found["abs n=3 m=6"]["below_1e-5"] >= 1
+    assert sorted(found["abs n=3 m=6"]["neurons_of_best"]) == ["0+", "0-", "1+", "1-", "2+", "2-"]
+    exact = [found[f"and hidden={m}"]["exact"] for m in (4, 8, 10, 12, 16, 20)]
+    assert exact == sorted(exact)
+    assert exact[0] == 0
+    assert exact[-1] == 1
+    assert found["and hidden=20"]["mse"] <= 2e-5
+    errors = [found[f"universal and neurons={n}"]["mean_error"] for n in (100, 300, 1000, 3000)]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_correlation(rows):
+    # Check 14.
+    found = newest(rows, "correlation")
+    for density in (0.05, 0.1):
+        assert len(found[f"correlated 2x2, density {density}"]["largest_abs_cos"]) == 16
+        assert max(found[f"correlated 2x2, density {density}"]["largest_abs_cos"]) < 0.05
+    assert max(found["anticorrelated 2x2"]["cos_of_best"]) < -0.95
+    collapsed = [found[f"correlated 3x2, density {density}"]["collapsed"] for density in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)]
+    assert collapsed == [0, 0, 1, 2, 2, 2]
+    assert found["correlated 2x10"]["within_of_best"] <= found["correlated 2x10"]["across_of_best"] / 3
+
+
+def test_basic_superposition(rows):
+    # 2.1: a linear model holds as many features as dimensions; a ReLU model holds more where features are sparse.
+    found = newest(rows, "basics")
+    assert found["20-5 identity"]["represented"] == [5] * 7
+    relu = found["20-5 relu"]["represented"]
+    assert relu[0] == 5
+    assert min(relu[2:]) > 5
+
+
 @pytest.mark.full
 def test_the_smoke_run(tmp_path):
     script, out = ROOT / "benchmarks" / "bench_toy_models.py", tmp_path / "rows.jsonl"
-    command = [sys.executable, str(script), "--smoke", "--out", str(out)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
     checks = ["saddle", "hysteresis", "bias", "phase"]
+    command = [sys.executable, str(script), *checks, "--smoke", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
     assert list(dict.fromkeys(json.loads(line)["check"] for line in out.read_text().splitlines())) == checks
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert again.stdout.splitlines() == [f"{check}: already there" for check in checks]
+
+
+@pytest.mark.full
+def test_every_check_runs_small(tmp_path):
+    script, out = ROOT / "benchmarks" / "bench_toy_models.py", tmp_path / "rows.jsonl"
+    command = [sys.executable, str(script), *CASES, "--smoke", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    found = [(row["check"], row["case"]) for row in map(json.loads, out.read_text().splitlines())]
+    assert list(dict.fromkeys(check for check, _ in found)) == list(CASES)
+    assert len(set(found)) == len(found)
+
+
+def test_the_census_goes_on_after_a_kill(tmp_path):
+    # The rows that a killed run has left are kept, and only what is missing is computed: the file ends as it would have.
+    script, out = ROOT / "benchmarks" / "bench_toy_models.py", tmp_path / "rows.jsonl"
+    command = [sys.executable, str(script), "census", "--smoke", "--seeds", "150", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    whole = out.read_text().splitlines(keepends=True)
+    assert len(whole) == 2
+    out.write_text(whole[0])
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert again.stdout.splitlines()[0] == "census seeds 1-100: already there"
+    assert "census: 100%" in again.stderr  # the progress bar
+    rest = out.read_text().splitlines(keepends=True)
+    assert rest[0] == whole[0]
+    assert [json.loads(line)["found"] for line in rest] == [json.loads(line)["found"] for line in whole]
