@@ -73,11 +73,12 @@ go.Figure(
 # --------
 #
 # Three pairs in two dimensions. While they are sparse each feature has its direction. As they grow dense, pairs give up telling their two
-# features apart and collapse, one after the other, on the mean of the pair.
+# features apart and collapse, one after the other, on the mean of the pair. In between the two kinds of models lose almost the same, so
+# the mean over models tells more than the best one.
 
 collapsed = {}
-for density in (0.02, 0.3):
-    V, losses = trained(CorrelatedSets(6, set_size=2, density=density), 6, seeds=24)
-    collapsed[density] = int((cosines(V)[int(losses.argmin())] > 0.95).sum())
-print("collapsed pairs by density:", collapsed)
-assert collapsed[0.02] == 0 < collapsed[0.3]
+for density in (0.005, 0.05, 0.5):
+    V, _ = trained(CorrelatedSets(6, set_size=2, density=density), 6, seeds=24)
+    collapsed[density] = float((cosines(V) > 0.95).sum(-1).double().mean())
+print("collapsed pairs of three, by density:", {k: f"{v:.2f}" for k, v in collapsed.items()})
+assert collapsed[0.005] < 0.5 < collapsed[0.05] < 1.5 < 2.5 < collapsed[0.5]
