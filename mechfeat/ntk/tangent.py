@@ -60,7 +60,7 @@ def push_forward(module: nn.Module, x: Tensor, g: Gradient) -> Float[Tensor, "n 
     def outputs(values: dict[str, Tensor]) -> Tensor:
         return torch.func.functional_call(module, values, (x.clone(),), tie_weights=True).reshape(len(x), -1)
 
-    with _differentiable(module), quiet():
+    with differentiable(module), quiet():
         return torch.func.jvp(outputs, (values,), (dict(g),))[1].detach()
 
 
@@ -79,7 +79,7 @@ def push_twice_backward(module: nn.Module, x: Tensor, g: Gradient) -> Float[Tens
         RuntimeError: A backward of the model is not differentiable.
     """
     parameters = trainable(module)
-    with torch.enable_grad(), _differentiable(module):
+    with torch.enable_grad(), differentiable(module):
         y = module(x.clone()).reshape(len(x), -1)
         if not y.requires_grad:
             return torch.zeros_like(y)
@@ -155,7 +155,7 @@ def _plain(module: nn.Module, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _differentiable(module: nn.Module) -> Iterator[None]:
+def differentiable(module: nn.Module) -> Iterator[None]:
     """Kernels whose derivatives can be differentiated: the fused ones have no forward mode, and a backward for values alone."""
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))

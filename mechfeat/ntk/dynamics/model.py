@@ -22,7 +22,7 @@ from mechfeat.ntk.checks import check_input, check_model, check_output
 from mechfeat.ntk.dynamics.kernel import KernelDynamics
 from mechfeat.ntk.dynamics.losses import Loss, Reduction, gradient, targets
 from mechfeat.ntk.empirical import empirical_ntk
-from mechfeat.ntk.tangent import _differentiable
+from mechfeat.ntk.tangent import differentiable
 from mechfeat.ntk.taps import quiet
 from mechfeat.nulls import permuted_labels
 
@@ -70,7 +70,7 @@ def linearize(model: nn.Module | HookedModel) -> Callable[[Tensor, Direction], T
             return torch.func.functional_call(module, values, (x,), tie_weights=True)
 
         along = {name: change.get(name, torch.zeros_like(p)) for name, p in start.items()}
-        with _differentiable(module), quiet():
+        with differentiable(module), quiet():
             f, moved = torch.func.jvp(outputs, (start,), (along,))[:2]
         return f + moved
 
