@@ -97,3 +97,40 @@ for problem, methods in peers.items():
         f"{problem:28s} {theirs['median'] / ours['median']:5.1f}x the seconds; peak {theirs['peak_bytes'] / 2**20:.0f} MiB, ours "
         f"{ours['peak_bytes'] / 2**20:.0f} MiB"
     )
+
+# %%
+# As the batch grows
+# ------------------
+#
+# The kernel of N samples with O outputs has (N O)² entries; forming it by Jacobians needs N O P numbers besides, for P parameters.
+
+more = newest("ntk_more.jsonl")
+sweep = {int(p.removesuffix(", sweep").split(" n")[1]): methods for p, methods in more.items() if p.endswith(", sweep")}
+lines = []
+for method, color in (("mechfeat", BLUE), (peer, GREY)):
+    sizes = sorted(n for n, methods in sweep.items() if method in methods)
+    lines.append(go.Scatter(x=sizes, y=[sweep[n][method]["median"] for n in sizes], name=method, mode="lines+markers", marker_color=color))
+
+figure(
+    lines,
+    title="Seconds of a kernel of N samples, 784-1024-1024-10",
+    x="samples N, logarithmic",
+    y="seconds, logarithmic",
+    xaxis_type="log",
+    yaxis_type="log",
+    height=420,
+)
+
+# %%
+# Two batches, all threads, other ways
+# ------------------------------------
+#
+# Samples of one batch against those of another; all threads of the machine, wall-clock seconds; products of the kernel with each unit
+# vector; and the dense Gram matrix of nngeometry.
+
+for kind in ("two", "threads", "products", "nngeometry"):
+    for problem, methods in more.items():
+        name, _, section = problem.partition(", ")
+        if section == kind:
+            ours, theirs = sorted(methods.values(), key=lambda r: not r["method"].startswith("mechfeat"))
+            print(f"{problem:38s} {theirs['median'] / ours['median']:7.1f}x  {ours['median']:8.4f} s  {theirs['method']}: {theirs['median']:8.3f} s")

@@ -11,8 +11,8 @@ from mechfeat.kernels import Outputs
 from mechfeat.kernels.contract import block_steps, gram_tiles, mixed_step
 from mechfeat.kernels.products import SMALLEST
 from mechfeat.kernels.symmetric import PIECE, area, bands
-from mechfeat.ntk.factors import Contraction, Shape
 from mechfeat.ntk.machine import Machine
+from mechfeat.ntk.outlines import Contraction, Shape
 
 
 def dense_seconds(sides: tuple[int, int], o: int, size: int, outputs: Outputs, same: bool, itemsize: int, m: Machine) -> float:

@@ -7,7 +7,7 @@ gradients through the Gram of the inputs.
 from mechfeat.kernels import Outputs
 from mechfeat.kernels.contract import block_steps, gram_tiles, mixed_step
 from mechfeat.kernels.symmetric import area
-from mechfeat.ntk.factors import Shape
+from mechfeat.ntk.outlines import Shape
 
 
 def block_macs(s: Shape, outputs: Outputs) -> int:

@@ -12,7 +12,7 @@ from mechfeat.errors import MemoryCapError
 from mechfeat.kernels import Outputs, kernel_shape
 from mechfeat.ntk.capture import Capture
 from mechfeat.ntk.counts import workspace_bytes
-from mechfeat.ntk.factors import Choose, Formed, Outline, foresee
+from mechfeat.ntk.outlines import Choose, Formed, Outline, foresee
 from mechfeat.ntk.tile import Foreseen
 from mechfeat.ntk.total import LARGE, widened
 

@@ -10,10 +10,10 @@ from mechfeat.errors import ShapeError
 from mechfeat.kernels import Outputs, kernel_shape
 from mechfeat.ntk import cost, proof
 from mechfeat.ntk.bottleneck import ROWS, Head
-from mechfeat.ntk.factors import Choose
 from mechfeat.ntk.fingerprint import fingerprint
 from mechfeat.ntk.footprint import Footprint, Saved, largest_block, peak
 from mechfeat.ntk.machine import Machine, machine
+from mechfeat.ntk.outlines import Choose
 from mechfeat.ntk.planner import Plan
 from mechfeat.ntk.result import Coverage
 from mechfeat.ntk.tile import Conflict, Contraction, Foreseen, Side, captured, foreseen

@@ -8,8 +8,8 @@ from mechfeat.kernels import Outputs
 from mechfeat.kernels.contract import CHUNK_BYTES
 from mechfeat.ntk import cost
 from mechfeat.ntk.counts import MACS, dense_macs, workspace_bytes
-from mechfeat.ntk.factors import Shape
 from mechfeat.ntk.machine import Machine
+from mechfeat.ntk.outlines import Shape
 
 
 @storable

@@ -12,9 +12,10 @@ from mechfeat.ntk import planner
 from mechfeat.ntk.bottleneck import ROWS, Head, against_macs, find
 from mechfeat.ntk.capture import Capture
 from mechfeat.ntk.checks import check_output
-from mechfeat.ntk.factors import Choose, Factor, Formed, Outline, Shape, foresee, outlines
+from mechfeat.ntk.factors import Factor
 from mechfeat.ntk.fallback import jacobian
 from mechfeat.ntk.machine import Machine
+from mechfeat.ntk.outlines import Choose, Formed, Outline, Shape, foresee, outlines
 from mechfeat.ntk.planner import PlanRow
 from mechfeat.ntk.total import Total
 

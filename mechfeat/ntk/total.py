@@ -10,7 +10,10 @@ from mechfeat.kernels import Outputs, dense, kernel_shape, mirror, new_kernel
 from mechfeat.kernels.dispatch import add_singles
 from mechfeat.kernels.layout import widen
 from mechfeat.kernels.tiles import Single
-from mechfeat.ntk import factors as F
+from mechfeat.ntk import contraction
+from mechfeat.ntk.contraction import Piece
+from mechfeat.ntk.factors import Dense, Factor, Outer, pair
+from mechfeat.ntk.outlines import Choose, outline, shape_of
 from mechfeat.ntk.proof import tolerances
 
 LARGE = 4 << 20  # bytes of a kernel that no longer stays in the cache between two layers
@@ -45,7 +48,7 @@ class Total:
         self.parts: dict[str, Tensor] = {}
         self.layers: dict[str, Tensor] = {}
 
-    def add(self, name: str, factors1: Sequence[F.Factor], factors2: Sequence[F.Factor], choose: F.Choose, n_rows: int) -> list[F.Piece]:
+    def add(self, name: str, factors1: Sequence[Factor], factors2: Sequence[Factor], choose: Choose, n_rows: int) -> list[Piece]:
         """Add a parameter's part.
 
         Args:
@@ -59,12 +62,12 @@ class Total:
             The contractions.
         """
         if self._defer(factors1, factors2):
-            a, b = F.pair(factors1, factors2)
-            first = F.outline(a)
-            shape = F.shape_of(first, first if b is a else F.outline(b))
+            a, b = pair(factors1, factors2)
+            first = outline(a)
+            shape = shape_of(first, first if b is a else outline(b))
             if shape is not None and shape.t == shape.s == 1 and (how := choose(shape, self._outputs)) in ("gram", "output"):
-                assert isinstance(a, F.Outer)
-                assert isinstance(b, F.Outer)
+                assert isinstance(a, Outer)
+                assert isinstance(b, Outer)
                 left1 = None if how == "output" else widen(a.left[:, :, 0]).contiguous()
                 right1 = widen(a.inputs[:, 0]).contiguous()
                 left2, right2 = (
@@ -76,12 +79,12 @@ class Total:
                 small = self._zeros([len(s) for s in self._samples])
                 if small.numel():
                     few1 = [a.at(self._samples[0])]
-                    F.contract(small, few1, few1 if b is a else [b.at(self._samples[1])], self._outputs, lambda *_: how, n_rows)
+                    contraction.contract(small, few1, few1 if b is a else [b.at(self._samples[1])], self._outputs, lambda *_: how, n_rows)
                 self._note(name, small)
-                return [F.Piece(how, shape, 0)]
+                return [Piece(how, shape, 0)]
         self._widen(factors1)
-        done: list[list[F.Piece]] = []
-        self._sum(name, lambda into: done.append(F.contract(into, factors1, factors2, self._outputs, choose, n_rows)))
+        done: list[list[Piece]] = []
+        self._sum(name, lambda into: done.append(contraction.contract(into, factors1, factors2, self._outputs, choose, n_rows)))
         return done[0]
 
     def add_dense(self, name: str, J1: Tensor, J2: Tensor) -> None:
@@ -145,9 +148,9 @@ class Total:
             mirror(kernel, self._outputs)
         return kernel.to(self._like.dtype)
 
-    def _defer(self, factors1: Sequence[F.Factor], factors2: Sequence[F.Factor]) -> bool:
+    def _defer(self, factors1: Sequence[Factor], factors2: Sequence[Factor]) -> bool:
         size = self._sides[0] * self._sides[1] * self._o**2 * self._like.element_size()
-        single = len(factors1) == len(factors2) == 1 and isinstance(factors1[0], F.Outer) and isinstance(factors2[0], F.Outer)
+        single = len(factors1) == len(factors2) == 1 and isinstance(factors1[0], Outer) and isinstance(factors2[0], Outer)
         return single and (self._outputs == "full" or self._o == 1) and not self._layerwise and size > LARGE
 
     def _zeros(self, sides: Sequence[int]) -> Tensor:
@@ -155,13 +158,13 @@ class Total:
         dtype = torch.float64 if self._outputs == "trace" or self._wide else self._like.dtype
         return new_kernel(self._like, sides[0], sides[1], self._o, self._outputs, dtype)
 
-    def _widen(self, factors: Sequence[F.Factor]) -> None:
+    def _widen(self, factors: Sequence[Factor]) -> None:
         """Sum in float64 from here on, where the layer's factors are larger than such a kernel.
 
         The sums of many positions come in hundreds of pieces, each so small beside the kernel that float32 loses it: half of the error of
         a deep convolutional network.
         """
-        found = [f.left for f in factors if not isinstance(f, F.Dense)]
+        found = [f.left for f in factors if not isinstance(f, Dense)]
         if self._wide or not any(widened(x.shape[2], self._sides, x.shape[3], self._o, self._outputs) for x in found):
             return
         self._wide = True

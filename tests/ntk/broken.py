@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mechfeat.kernels import mirror
-from mechfeat.ntk import capture, factors, register_rule
+from mechfeat.ntk import capture, contraction, factors, register_rule
 from mechfeat.ntk.factors import Dense, Lookup, Outer
 from mechfeat.ntk.rules import Call, Use, conv, rule_for
 from tests.ntk.zoo import ZOO, Net, P, norm2d
@@ -142,8 +142,8 @@ def calls(change):
     """Change the list of a parameter's uses."""
 
     def broken(patch):
-        right = factors.contract
-        patch.setattr(factors, "contract", lambda *arguments: change(right, *arguments))
+        right = contraction.contract
+        patch.setattr(contraction, "contract", lambda *arguments: change(right, *arguments))
 
     return broken
 

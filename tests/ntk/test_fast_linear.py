@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from mechfeat.bench.oracles import ntk as oracle
 from mechfeat.kernels import linear as fast
 from mechfeat.kernels import products
-from mechfeat.ntk import capture, empirical_ntk, factors
+from mechfeat.ntk import capture, contraction, empirical_ntk
 from tests.ntk.zoo import Net
 
 DIGITS = 2e-6
@@ -88,7 +88,7 @@ def test_a_weight_that_is_computed_from_the_input():
 def test_an_error_of_a_contraction_is_raised(error, monkeypatch):
     net, x = layered(nn.Tanh()), torch.randn(6, 5)
     empirical_ntk(net, x)
-    right, calls = factors.contract, []
+    right, calls = contraction.contract, []
 
     def contract(*args):
         calls.append(1)
@@ -96,6 +96,6 @@ def test_an_error_of_a_contraction_is_raised(error, monkeypatch):
             raise error
         return right(*args)
 
-    monkeypatch.setattr(factors, "contract", contract)
+    monkeypatch.setattr(contraction, "contract", contract)
     with pytest.raises(type(error), match="no room"):
         empirical_ntk(net, x)

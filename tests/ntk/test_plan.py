@@ -12,7 +12,8 @@ from mechfeat.kernels.patches import Patches
 from mechfeat.kernels.tiles import Single, add_singles
 from mechfeat.models import mlp
 from mechfeat.ntk import counts, empirical_ntk, plan
-from mechfeat.ntk.factors import Outer, Shape, outline, shape_of
+from mechfeat.ntk.factors import Outer
+from mechfeat.ntk.outlines import Shape, outline, shape_of
 from mechfeat.ntk.planner import Plan, PlanRow
 from tests.ntk.test_exact import OUTPUTS
 from tests.ntk.zoo import ZOO, Net
