@@ -279,6 +279,22 @@ def test_a_large_rate_is_said_where_it_may_converge():
     )
 
 
+@pytest.mark.parametrize("layout", [2, 3, 4])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_was_given_may_be_written_over(loss, layout):
+    """Coefficients are found on first use, which may come after the caller has filled the same tensors anew."""
+    K, y, f0 = psd(3, 3), labels(loss, 3, 2), torch.randn(3, 2)
+    K = {2: K, 3: torch.stack([K, 2 * K], -1), 4: torch.einsum("nm,op->nomp", K, torch.eye(2))}[layout]
+    want = KernelDynamics(K.clone(), y.clone(), loss=loss, lr=0.1, f0=f0.clone()).at([1, 5])
+    early, late = (KernelDynamics(K, y, loss=loss, lr=0.1, f0=f0) for _ in range(2))
+    torch.testing.assert_close(early.at([1, 5]), want, rtol=0, atol=0)
+    K *= 3
+    f0 += 1
+    y.copy_(1 - y)
+    for training in (early, late):
+        torch.testing.assert_close(training.at([1, 5]), want, rtol=0, atol=0)
+
+
 def test_shuffled_targets():
     joint, f0 = psd(7, 7), torch.randn(4, 3)
     orders = torch.stack([torch.randperm(4) for _ in range(3)])

@@ -64,7 +64,7 @@ class KernelDynamics:
         DeviceError: Tensors are on different devices.
         NonFiniteError: Something holds NaN or infinity.
 
-    Everything is computed in float64; outputs have the dtype and device of the kernel.
+    Everything is computed in float64; outputs have the dtype and device of the kernel. Kernel, targets and start are copied.
 
     Cost:
         With R rows (n·o for ``[n o m o]``): O(R³) time once for squared loss, then O(R²) a time; O(R²) a step for the others.
@@ -106,10 +106,11 @@ class KernelDynamics:
         self.loss, self.lr, self.reduction, self.time, self.tolerance = loss, float(lr), reduction, time, tolerance
         self.dtype, self.device, self.ndim = K.dtype, K.device, K.ndim
         self.n = K.shape[0]
-        self._blocks = blocks(K)
+        # Copies: coefficients are found when they are asked for, and the caller's tensors may have changed by then.
+        self._blocks = blocks(K.detach().to(torch.float64, copy=True))
         known = _outputs(theta, K, f0)
         check_symmetric(self._blocks, K.dtype)
-        self._Y = targets(self._here(y, "y"), loss, self.n, known)[None]
+        self._Y = targets(self._here(y, "y"), loss, self.n, known)[None].clone()
         self.o = self._Y.shape[-1]
         if isinstance(theta, NTKResult) and theta.outputs == "trace" and theta.settings["n_outputs"] != self.o:
             raise ShapeError(
@@ -302,7 +303,7 @@ class KernelDynamics:
             raise ShapeError(f"{what} has shape {list(f0.shape)}. The outputs before training are [{n}, {self.o}].")
         if not bool(torch.isfinite(f0).all()):
             raise NonFiniteError(f"{what} holds NaN or infinity.")
-        return self._here(f0, what).detach().double().reshape(n, self.o)
+        return self._here(f0, what).detach().to(torch.float64, copy=True).reshape(n, self.o)
 
 
 def _outputs(theta: Kernel, K: Tensor, f0: Tensor | None) -> int | None:
