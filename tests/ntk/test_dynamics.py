@@ -331,6 +331,11 @@ SOFT = {"loss": "softmax", "f0": torch.zeros(3, 4)}
         (OptionError, "t=[] is not known. It can be 'one or more times'.", lambda: make().at([])),
         (
             OptionError,
+            "t=tensor([1, 2]) is not known. It can be 'a number', 'a list of numbers, which `t.tolist()` makes of a tensor or an array'.",
+            lambda: make().at(torch.tensor([1, 2])),
+        ),
+        (
+            OptionError,
             "t=inf is not known. It can be 'a finite number: the softmax loss has no closed form, and its outputs may grow for ever'.",
             lambda: make(y=torch.tensor([0, 1, 3]), **SOFT).at(math.inf),
         ),

@@ -320,6 +320,8 @@ def _outputs(theta: Kernel, K: Tensor, f0: Tensor | None) -> int | None:
 def _times(t: int | float | Sequence[int | float], training: KernelDynamics) -> list[int | float]:
     ts = list(t) if isinstance(t, Sequence) else [t]
     for one in ts:
+        if getattr(one, "ndim", 0):
+            raise OptionError("t", one, ("a number", "a list of numbers, which `t.tolist()` makes of a tensor or an array"))
         whole = training.time == "flow" or one == math.inf or float(one).is_integer()
         if not (one >= 0 and whole) or not ts:
             raise OptionError("t", one, ("a time, 0 or more" if training.time == "flow" else "a number of steps, 0 or more",))
