@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechfeat.errors import NonFiniteError, ShapeError
 from mechfeat.models.text.bag import BagMLP
-from mechfeat.ntk.analytic.features import FeatureBlock, FeatureKernel, FeatureMap, gram, length_column, token_counts
+from mechfeat.ntk.analytic.features import FeatureBlock, FeatureKernel, FeatureMap, Sparse, gram, length_column, token_counts
 from mechfeat.ntk.analytic.hidden import hidden_layer
 from mechfeat.ntk.dual import Activation
 
@@ -86,13 +87,29 @@ class BagKernel(FeatureKernel):
         Returns:
             float64.
 
+        Raises:
+            ShapeError: Counts are not ``[doc token]``, of one vocabulary, and of the kernel's where it has one.
+            NonFiniteError: A count is negative, NaN or infinite.
+
         Example:
             >>> BagKernel(activation=Activation.of("tanh")).on_counts([[2, 0, 1]]) / BagKernel(activation=Activation.of("tanh")).rho
             tensor([[5.]], dtype=torch.float64)
         """
-        from scipy import sparse
-
-        C1 = sparse.csr_array(n1, dtype=float)
-        C2 = C1 if n2 is None else sparse.csr_array(n2, dtype=float)
+        C1 = self._counts("n1", n1)
+        C2 = C1 if n2 is None else self._counts("n2", n2)
+        if C1.shape[1] != C2.shape[1]:
+            raise ShapeError(f"n1 counts {C1.shape[1]} tokens, and n2 {C2.shape[1]}. Count both over one vocabulary.")
         T1, T2 = (torch.from_numpy(C.sum(1)).double() for C in (C1, C2))
         return (self.rho - self.mu) * torch.from_numpy(gram(C1, C2)) + self.mu * T1[:, None] * T2
+
+    def _counts(self, what: str, n: Any) -> Sparse:
+        import numpy as np
+        from scipy import sparse
+
+        C = sparse.csr_array(n, dtype=float)
+        if C.ndim != 2 or (self.n_tokens is not None and C.shape[1] != self.n_tokens):
+            right = "[doc token]" if self.n_tokens is None else f"[doc {self.n_tokens}] for this kernel's vocabulary"
+            raise ShapeError(f"{what} has shape {list(C.shape)}. Counts are {right}.")
+        if not bool((np.isfinite(C.data) & (C.data >= 0)).all()):
+            raise NonFiniteError(f"{what} holds a count that is negative, NaN or infinite. Counts are finite numbers of at least 0.")
+        return C

@@ -1,5 +1,6 @@
 """Each kernel against its formula, term by term, on documents of all lengths; and padding, batches and frozen parts."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from mechfeat.bench.oracles import token_kernels as oracle
 from mechfeat.bench.token_models import FORMS, INIT, build, given_mixing
+from mechfeat.errors import NonFiniteError, ShapeError
 from mechfeat.models.text import InitSpec, pad
 from mechfeat.ntk.analytic import (
     AttentionKernel,
@@ -151,6 +153,35 @@ def test_bag_of_counts_is_the_bag_of_ids():
     counts = torch.nn.functional.one_hot(ids, 5).sum(1)
     torch.testing.assert_close(kernel.on_counts(counts.numpy()), kernel(ids))
     torch.testing.assert_close(kernel.on_counts(counts[:2].numpy(), counts.numpy()), kernel(ids[:2], ids))
+
+
+@pytest.mark.parametrize(
+    ("counts", "error", "message"),
+    [
+        (([[1, 0]], [[1, 0, 2]]), ShapeError, "n1 counts 2 tokens, and n2 3. Count both over one vocabulary."),
+        (([1, 0, 1],), ShapeError, "n1 has shape [3]. Counts are [doc token]."),
+        (
+            ([[1, 0]], [[1, -1]]),
+            NonFiniteError,
+            "n2 holds a count that is negative, NaN or infinite. Counts are finite numbers of at least 0.",
+        ),
+        (
+            ([[math.nan, 0]],),
+            NonFiniteError,
+            "n1 holds a count that is negative, NaN or infinite. Counts are finite numbers of at least 0.",
+        ),
+    ],
+)
+def test_bad_counts(counts, error, message, unchecked):
+    with pytest.raises(error) as caught:
+        BagKernel(activation=RELU).on_counts(*counts)
+    assert str(caught.value) == message
+
+
+def test_counts_of_another_vocabulary(unchecked):
+    with pytest.raises(ShapeError) as caught:
+        BagKernel(activation=RELU, n_tokens=2).on_counts([[1, 0, 1]])
+    assert str(caught.value) == "n1 has shape [1, 3]. Counts are [doc 2] for this kernel's vocabulary."
 
 
 @pytest.mark.parametrize("name", [n for n, (k, _) in CASES.items() if hasattr(k, "feature_map")])
