@@ -263,6 +263,13 @@ def test_bad_options(make, message, unchecked):
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize("document", [[0.5, 1], [True, False]])
+def test_only_integers_are_padded(document, unchecked):
+    with pytest.raises(DtypeError) as error:
+        pad([[], document])
+    assert str(error.value) == f"Document 1 holds {torch.tensor(document).dtype}. Documents are integer token ids."
+
+
 # Centred models
 
 

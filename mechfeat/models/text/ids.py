@@ -61,6 +61,7 @@ def pad(documents: Sequence[Sequence[int]], *, length: int | None = None) -> Int
 
     Raises:
         ShapeError: A document is longer than ``length``.
+        DtypeError: A document holds something else than integers.
 
     Example:
         >>> pad([[3, 1], [], [2]])
@@ -73,8 +74,12 @@ def pad(documents: Sequence[Sequence[int]], *, length: int | None = None) -> Int
     if longest > length:
         raise ShapeError(f"A document has {longest} tokens, and length={length}. Cut the document, or allow more positions.")
     ids = torch.full((len(documents), length), PAD, dtype=torch.int64)
-    for row, document in zip(ids, documents):
-        row[: len(document)] = torch.tensor(document, dtype=torch.int64)
+    for i, document in enumerate(documents):
+        if len(document):
+            tokens = torch.as_tensor(document)
+            if tokens.is_floating_point() or tokens.dtype == torch.bool:
+                raise DtypeError(f"Document {i} holds {tokens.dtype}. Documents are integer token ids.")
+            ids[i, : len(document)] = tokens
     return ids
 
 
