@@ -172,6 +172,12 @@ def test_generators_and_outputs(name):
     copy.deepcopy(one)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])
+def test_ids_of_every_integer_dtype_are_the_same_documents(dtype):
+    for m in (*(build(name, 6) for name in FORMS), CausalTransformerLM(6, 5, d_model=4)):
+        assert torch.equal(m(IDS.to(dtype)), m(IDS))
+
+
 def test_initial_standard_deviations():
     m = GatedLinearRNN(50, 200, 200, init=INIT)
     for p, sd in ((m.W_E, 1.1), (m.W_x, 1.3), (m.W_h, 0.7)):

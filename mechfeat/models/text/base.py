@@ -64,7 +64,7 @@ class TextModel(nn.Module):
 
     def _embed(self, ids: Int[Tensor, "doc position"]) -> Float[Tensor, "doc position d_model"]:
         check_ids(ids, self.n_tokens)
-        return point(F.embedding(ids.clamp(min=0), self.W_E) * self._mask(ids), "embed", self)
+        return point(F.embedding(ids.clamp(min=0).long(), self.W_E) * self._mask(ids), "embed", self)
 
     def _mask(self, ids: Int[Tensor, "doc position"]) -> Float[Tensor, "doc position 1"]:
         return is_real(ids)[..., None].to(self.W_E.dtype)

@@ -62,7 +62,7 @@ class BigramMatrixVector(TextModel):
             Scores (logits); 0 for an empty document.
         """
         E = self._embed(ids)
-        M = self.M[ids[:, :-1].clamp(min=0)]
+        M = self.M[ids[:, :-1].clamp(min=0).long()]
         products = point(torch.einsum("ntij,ntj->nti", M, E[:, 1:]) / self.d_model**0.5, "bigram", self)
         return self._read(self.unigram * E.sum(1) + products.sum(1))
 

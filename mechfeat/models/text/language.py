@@ -157,7 +157,7 @@ class CausalTransformerLM(nn.Module):
             )
         # Positions are looked up for each document, so that the kernel's rule for tables sees an axis of samples.
         positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-        x = self.dropout(self.embed(ids.clamp(min=0)) + self.pos_embed(positions))
+        x = self.dropout(self.embed(ids.clamp(min=0).long()) + self.pos_embed(positions))
         for block in self.blocks:
             x = block(x)
         return self.unembed(self.ln_final(x)) * is_real(ids)[..., None].to(x.dtype)

@@ -101,7 +101,7 @@ class MatrixVectorRNN(Recurrent):
         for t in range(ids.shape[1]):
             h = E[:, t]
             if states:  # the first state is zero, and its product too
-                h = h + torch.einsum("nij,nj->ni", self.M[ids[:, t].clamp(min=0)], states[-1]) / self.width**0.5
+                h = h + torch.einsum("nij,nj->ni", self.M[ids[:, t].clamp(min=0).long()], states[-1]) / self.width**0.5
             states.append(h)
         return states
 
