@@ -505,6 +505,19 @@ def test_refusals_say_what_would_be_right(call, error, message):
     assert str(caught.value) == message
 
 
+def test_parameters_that_train_are_no_part_of_an_infinite_kernel():
+    """Their gradients would be missing from it; what does not train is a function like any other."""
+    slope = nn.PReLU(init=0.5)
+    with pytest.raises(OptionError) as caught:
+        Activation.of(slope, kinks=(0,))
+    assert str(caught.value) == (
+        "activation='PReLU' is not known. It can be 'one without parameters that train: infinite-width kernels do not have their "
+        "gradients'."
+    )
+    fixed = Activation.of(slope.requires_grad_(False), kinks=(0,))
+    torch.testing.assert_close(fixed.k(1.0, 2.0, 0.5), Activation.of(LeakyReLU(0.5)).k(1.0, 2.0, 0.5))
+
+
 def test_activation_by_name_is_the_function_that_models_use():
     assert activation("gelu") is F.gelu
     assert activation(torch.sin) is torch.sin

@@ -90,7 +90,8 @@ class Activation:
             The activation; an ``Activation`` is returned as it is.
 
         Raises:
-            OptionError: A name, or an option, is unknown; there is no closed form and one was asked for; the function is not elementwise.
+            OptionError: A name, or an option, is unknown; there is no closed form and one was asked for; the function is not elementwise,
+                or has parameters that train.
             QuadratureError: The function has a kink that was not declared. The error names the place.
             DtypeError: The function does not return float64 for float64.
         """

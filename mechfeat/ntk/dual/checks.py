@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechfeat.errors import DeviceError, DtypeError, NonFiniteError, OptionError, ShapeError
 from mechfeat.models.text.activations import Function
 
 
 def check_elementwise(name: str, function: Function) -> None:
-    """Raise where a function is not elementwise, or leaves float64.
+    """Raise where a function is not elementwise, trains, or leaves float64.
 
     Args:
         name: Its name.
@@ -18,8 +18,10 @@ def check_elementwise(name: str, function: Function) -> None:
 
     Raises:
         DtypeError: It returns another dtype for float64.
-        OptionError: Its value at an entry depends on the other entries.
+        OptionError: Its value at an entry depends on the other entries, or it is a module with parameters that train.
     """
+    if isinstance(function, nn.Module) and any(p.requires_grad for p in function.parameters()):
+        raise OptionError("activation", name, ("one without parameters that train: infinite-width kernels do not have their gradients",))
     x = torch.linspace(-1.5, 2.0, 6, dtype=torch.float64).reshape(2, 3)
     y = function(x)
     if y.dtype != torch.float64:
