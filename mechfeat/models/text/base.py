@@ -11,6 +11,16 @@ from mechfeat.models.text.ids import check_ids, is_real
 from mechfeat.models.text.init import InitSpec
 from mechfeat.points import point
 
+#: Which part of :class:`~mechfeat.models.text.InitSpec` each parameter belongs to.
+PART_OF = {
+    "W_E": "embedding",
+    **dict.fromkeys(("W_in", "W_V", "W_1", "W_2"), "hidden"),
+    "W_U": "readout",
+    "M": "token_matrix",
+    "W_h": "recurrence",
+    **dict.fromkeys(("W_x", "W_Q", "W_K"), "inputs"),
+}
+
 
 class TextModel(nn.Module):
     r"""A network on token ids in NTK parameterisation: each matrix product is divided by :math:`\sqrt{\text{fan-in}}` when it is made.

@@ -9,6 +9,7 @@ from torch import Tensor
 from mechfeat.errors import UnsupportedModelError
 from mechfeat.models.text.attention import QueryKey, Scaling, SelfAttention, check_attention
 from mechfeat.models.text.mixing import masked_softmax
+from mechfeat.ntk.analytic.base import init_of
 from mechfeat.ntk.analytic.features import FeatureBlock, FeatureKernel, FeatureMap, Sparse, sparse_sums, token_counts
 
 
@@ -66,7 +67,7 @@ class AttentionKernel(FeatureKernel):
             residual=module.residual,
             scaling=module.scaling,
             query_key=module.query_key,
-            init=module.init,
+            init=init_of(module),
             n_tokens=module.n_tokens,
         )
 

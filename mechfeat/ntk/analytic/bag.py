@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mechfeat.errors import NonFiniteError, ShapeError
 from mechfeat.models.text.bag import BagMLP
+from mechfeat.ntk.analytic.base import init_of
 from mechfeat.ntk.analytic.features import FeatureBlock, FeatureKernel, FeatureMap, Sparse, gram, length_column, token_counts
 from mechfeat.ntk.analytic.hidden import hidden_layer
 from mechfeat.ntk.dual import Activation
@@ -51,7 +52,7 @@ class BagKernel(FeatureKernel):
         Returns:
             Its kernel at infinite width.
         """
-        return cls(activation=Activation.of(module.activation), init=module.init, n_tokens=module.n_tokens)
+        return cls(activation=Activation.of(module.activation), init=init_of(module), n_tokens=module.n_tokens)
 
     @cached_property
     def rho(self) -> float:

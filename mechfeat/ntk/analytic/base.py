@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechfeat.errors import UnsupportedModelError
+from mechfeat.models.text.base import PART_OF, TextModel
 from mechfeat.models.text.ids import check_ids, lengths
 from mechfeat.models.text.init import InitSpec
 
@@ -75,6 +77,29 @@ class AnalyticKernel(ABC):
     def _cells(self, T1: int, T2: int) -> int:
         """Numbers a pair of documents takes."""
         return max(1, T1) * max(1, T2)
+
+
+def init_of(module: TextModel) -> InitSpec:
+    """Initial standard deviations of a text model, and what does not train: what its kernel reads of it.
+
+    Args:
+        module: The finite network.
+
+    Returns:
+        Its specification.
+
+    Raises:
+        UnsupportedModelError: A parameter trains, or does not, against what the specification says.
+    """
+    for name, p in module.named_parameters(recurse=False):
+        part = PART_OF[name]
+        if p.requires_grad != bool(module.init.trains(part)):
+            raise UnsupportedModelError(
+                f"{name} {'trains' if p.requires_grad else 'does not train'}, and the model's init says otherwise of its part {part!r}; the"
+                " kernel would have the wrong gradients. Say what does not train when the model is made:"
+                f" init=InitSpec(frozen=frozenset({{{part!r}}}))."
+            )
+    return module.init
 
 
 def trimmed(ids: Int[Tensor, "doc position"]) -> Int[Tensor, "doc shorter"]:

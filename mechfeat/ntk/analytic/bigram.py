@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mechfeat.models.text.bigram import BigramMatrixVector, HadamardBigram
+from mechfeat.ntk.analytic.base import init_of
 from mechfeat.ntk.analytic.features import FeatureBlock, FeatureKernel, FeatureMap, bigram_counts, token_counts
 
 
@@ -37,7 +38,7 @@ class BigramKernel(FeatureKernel):
         Returns:
             Its kernel at infinite width.
         """
-        return cls(unigram=module.unigram, init=module.init, n_tokens=module.n_tokens)
+        return cls(unigram=module.unigram, init=init_of(module), n_tokens=module.n_tokens)
 
     def feature_map(self) -> FeatureMap:
         """Counts of tokens and of bigrams.
@@ -82,7 +83,7 @@ class HadamardKernel(FeatureKernel):
         Returns:
             Its kernel at infinite width.
         """
-        return cls(init=module.init, n_tokens=module.n_tokens)
+        return cls(init=init_of(module), n_tokens=module.n_tokens)
 
     def feature_map(self) -> FeatureMap:
         """Counts of bigrams.

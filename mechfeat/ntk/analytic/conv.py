@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mechfeat.models.text.conv import TextCNN, has_window, window_options
 from mechfeat.models.text.ids import PAD, widened
-from mechfeat.ntk.analytic.base import AnalyticKernel
+from mechfeat.ntk.analytic.base import AnalyticKernel, init_of
 from mechfeat.ntk.analytic.hidden import hidden_layer
 from mechfeat.ntk.dual import Activation
 
@@ -63,7 +63,7 @@ class ConvKernel(AnalyticKernel):
             activation=Activation.of(module.activation),
             kernel_size=module.kernel_size,
             padding=module.padding,
-            init=module.init,
+            init=init_of(module),
             n_tokens=module.n_tokens,
         )
 

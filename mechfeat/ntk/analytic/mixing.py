@@ -10,7 +10,7 @@ from torch import Tensor
 from mechfeat.models.text.attention import MixingBlock, Readout, check_readout
 from mechfeat.models.text.ids import is_real, lengths
 from mechfeat.models.text.mixing import Mixing, check_mixing, mixed
-from mechfeat.ntk.analytic.base import AnalyticKernel, looked_up, matches
+from mechfeat.ntk.analytic.base import AnalyticKernel, init_of, looked_up, matches
 from mechfeat.ntk.analytic.hidden import hidden_layer
 from mechfeat.ntk.dual import Activation
 
@@ -71,7 +71,7 @@ class MixingKernel(AnalyticKernel):
             mixing=module.mixing,
             residual=module.residual,
             readout=module.readout,
-            init=module.init,
+            init=init_of(module),
             n_tokens=module.n_tokens,
         )
 

@@ -49,7 +49,7 @@ def kernel_of(module: nn.Module | HookedModel) -> AnalyticKernel:
         The kernel, for one output; C outputs are independent and each has it.
 
     Raises:
-        UnsupportedModelError: There is no deterministic kernel for this model.
+        UnsupportedModelError: There is no deterministic kernel for this model, or its parameters train otherwise than its ``init`` says.
 
     Example:
         >>> kernel_of(BagMLP(5, 8, 16, activation="tanh")).mu

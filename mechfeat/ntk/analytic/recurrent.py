@@ -22,7 +22,7 @@ from mechfeat.errors import NonFiniteError, UnsupportedModelError
 from mechfeat.models.text.attention import Readout, check_readout
 from mechfeat.models.text.ids import is_real, lengths
 from mechfeat.models.text.recurrent import GatedLinearRNN, LinearRNN, MatrixVectorRNN
-from mechfeat.ntk.analytic.base import AnalyticKernel
+from mechfeat.ntk.analytic.base import AnalyticKernel, init_of
 from mechfeat.ntk.dual import Activation
 
 
@@ -113,7 +113,7 @@ class MatrixVectorRNNKernel(RecurrentKernel):
         Returns:
             Its kernel at infinite width.
         """
-        return cls(readout=module.readout, init=module.init, n_tokens=module.n_tokens)
+        return cls(readout=module.readout, init=init_of(module), n_tokens=module.n_tokens)
 
     def steps(self) -> tuple[Step, Step]:
         """The recursion's numbers.
@@ -151,7 +151,7 @@ class LinearRNNKernel(RecurrentKernel):
         Returns:
             Its kernel at infinite width.
         """
-        return cls(readout=module.readout, init=module.init, n_tokens=module.n_tokens)
+        return cls(readout=module.readout, init=init_of(module), n_tokens=module.n_tokens)
 
     def steps(self) -> tuple[Step, Step]:
         """The recursion's numbers.
@@ -202,7 +202,7 @@ class GatedLinearRNNKernel(RecurrentKernel):
             Its kernel at infinite width.
         """
         phi = Activation.of(module.activation)
-        return cls(activation=phi, readout=module.readout, init=module.init, n_tokens=module.n_tokens)
+        return cls(activation=phi, readout=module.readout, init=init_of(module), n_tokens=module.n_tokens)
 
     def steps(self) -> tuple[Step, Step]:
         """The recursion's numbers.

@@ -132,6 +132,26 @@ def test_a_gate_with_a_jump_is_refused(unchecked):
     )
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_parameters_that_train_against_their_init_are_refused(name, unchecked):
+    """Frozen or freed by hand, after the model is made: the closed form would have the wrong gradients."""
+    for p in (names := dict(build(name, 4).named_parameters())):
+        model = build(name, 4)
+        dict(model.named_parameters())[p].requires_grad_(False)
+        with pytest.raises(UnsupportedModelError, match=f"^{p} does not train, and the model's init says otherwise of its part"):
+            kernel_of(model)
+    assert {"W_E", "W_U"} <= set(names)
+    frozen = build(name, 4, init=replace(INIT, frozen=frozenset({"embedding"})))
+    kernel_of(frozen)
+    frozen.W_E.requires_grad_()
+    with pytest.raises(UnsupportedModelError) as error:
+        kernel_of(frozen)
+    assert str(error.value) == (
+        "W_E trains, and the model's init says otherwise of its part 'embedding'; the kernel would have the wrong gradients. Say what does"
+        " not train when the model is made: init=InitSpec(frozen=frozenset({'embedding'}))."
+    )
+
+
 def test_other_modules_are_refused(unchecked):
     with pytest.raises(UnsupportedModelError) as error:
         kernel_of(torch.nn.Linear(2, 2))
