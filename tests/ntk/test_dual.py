@@ -177,6 +177,16 @@ def test_steep_functions_get_more_nodes_and_are_refused_beyond_them():
     )
 
 
+@pytest.mark.parametrize("width", [1 / 200, 1 / 400])
+def test_a_function_between_the_nodes_is_refused(width):
+    """Every node sees zero, and so do twice as many: no difference, and no evidence either."""
+    bump = Activation.of(lambda x: torch.exp(-((x / width) ** 2)))
+    for call in (lambda: bump.k(1.0, 1.0, 0.5), lambda: bump.k1(4.0, 1.0, 0.5), lambda: bump.mean(1.0)):
+        with pytest.raises(QuadratureError, match="is known to a relative inf only"):
+            call()
+    assert float(Activation.of(torch.zeros_like).k(1.0, 1.0, 0.5)) == 0
+
+
 def halves(f, kinks, a, b, rho):
     """E f(u) f(v) by SciPy's adaptive rule, in one dimension for ρ = ±1, as an iterated integral otherwise."""
 

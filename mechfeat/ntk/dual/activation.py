@@ -262,12 +262,13 @@ class Activation:
         return max(2, self.nodes // _PANEL) if self.kinks else self.nodes
 
     def _size(self, f: Function, q: Tensor) -> Tensor:
-        """E f(u)² of the variances q."""
-        return quadrature.single(lambda x: f(x).square(), self.kinks, torch.zeros_like(q), q, 2 * self._nodes)
+        """E f(u)² of the variances q; NaN where f lies between the nodes, so that they find nothing to differ about."""
+        size = quadrature.single(lambda x: f(x).square(), self.kinks, torch.zeros_like(q), q, 2 * self._nodes)
+        return torch.where(quadrature.missed(f, q, size), math.nan, size)
 
     def _refined(self, rule: Callable[..., Tensor], size: Tensor, *at: Tensor) -> tuple[Tensor, Tensor]:
         """Values by a rule with enough nodes at each place, and their error estimates relative to a size."""
-        n, size = self._nodes, torch.where(size > 0, size, 1.0)
+        n, lost, size = self._nodes, size.isnan(), torch.where(size > 0, size, 1.0)
         rough, value = rule(n, *at), rule(2 * n, *at)
         error = ((value - rough).abs() / size).nan_to_num(math.inf)
         for _ in range(_DOUBLINGS):
@@ -277,7 +278,7 @@ class Activation:
             finer = rule(2 * n, *(t[left] for t in at))
             error[left] = (finer - value[left]).abs() / size[left]
             value[left] = finer
-        return value, error
+        return value, torch.where(lost, math.inf, error)
 
     def _deltas(self, curvature: Function, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         """What the jumps J of φ' at the kinks add to k2: J times the density at the kink, times what the other factor is there."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 Values = Callable[[Tensor], Tensor]
 _REACH = 12.0  # a standard Gaussian lies outside with probability 4e-33
+_NOTHING = 1e-20  # a root mean square that only a function of narrow support has, or one that is zero
 _BLOCK = 1 << 22  # points evaluated at a time
 _INNER = 5  # halvings towards the kinks of the inner integral
 
@@ -128,6 +129,25 @@ def single(f: Values, kinks: tuple[float, ...], mean: Tensor, variance: Tensor, 
     at = torch.tensor(kinks, dtype=mean.dtype, device=mean.device)
     x, w = _panels((at - mean[:, None]) / spread, 2 * _INNER, nodes)
     return (f(mean[:, None] + spread * x) * w * _density(x)).sum(-1)
+
+
+def missed(f: Values, variance: Tensor, square: Tensor) -> Tensor:
+    """Where a rule found next to nothing of a function that is not next to nothing.
+
+    Args:
+        f: The function.
+        variance: Variances, on one axis.
+        square: E f² of each, by the rule.
+
+    Returns:
+        Booleans.
+    """
+    empty = square < _NOTHING**2
+    if bool(empty.any()):
+        z = torch.linspace(-_REACH, _REACH, 4097, dtype=variance.dtype, device=variance.device)
+        weighted = f(variance[empty].sqrt()[:, None] * z).abs() * _density(z).sqrt()
+        empty[empty.clone()] = weighted.amax(1) > _NOTHING
+    return empty
 
 
 def _density(x: Tensor) -> Tensor:
