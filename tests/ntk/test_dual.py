@@ -338,6 +338,16 @@ def test_correlations_beyond_one_by_rounding_are_clipped():
     relu = Activation.of("relu")
     assert float(relu.k1(1.0, 1.0, 1 + 1e-12)) == 0.5
     assert float(relu.k1(1.0, 1.0, -1 - 1e-12)) == 0.0
+    assert float(relu.k(1.0, 1.0, 1 + 1e-12)) == 0.5
+    with pytest.raises(ShapeError):
+        relu.k1(1.0, 1.0, 1 + 1e-5)
+
+
+@pytest.mark.parametrize(("name", "which"), [("sin", "k"), ("sin", "k2"), ("cos", "k1")])
+def test_small_covariances_keep_their_digits(name, which):
+    """e^{-(a+b)/2} sinh c, and not a difference of two exponentials."""
+    found = getattr(Activation.of(name), which)(1.0, 2.0, 1e-9)
+    assert float(found) == pytest.approx(math.exp(-1.5) * 1e-9, rel=1e-12)
 
 
 # --- bias strengths, check 7
