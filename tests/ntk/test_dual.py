@@ -187,6 +187,22 @@ def test_a_function_between_the_nodes_is_refused(width):
     assert float(Activation.of(torch.zeros_like).k(1.0, 1.0, 0.5)) == 0
 
 
+@pytest.mark.parametrize("name", ["tanh", "silu"])
+def test_the_error_estimate_is_the_difference_of_two_rules(name):
+    """Of 32 and of 64 nodes, over the root mean squares of the two factors; and the error of the latter is below it."""
+    rows = tuple((a, b, r) for a, b in ((0.25, 0.25), (1.0, 1.0), (4.0, 1.0), (4.0, 4.0)) for r in (0.0, 0.5, 1.0))
+    a, b, c = places(rows)
+    rough, found, sure = (Activation.of(name, nodes=n, tolerance=1.0) for n in (16, 32, 256))
+    estimated, actual = [], []
+    for which in ("k", "k1"):
+        of_rough, of_found, of_sure = (getattr(each, which) for each in (rough, found, sure))
+        scale = (of_sure(a, a, a) * of_sure(b, b, b)).sqrt()
+        estimated.append(float(((of_found(a, b, c) - of_rough(a, b, c)).abs() / scale).max()))
+        actual.append(float(((of_found(a, b, c) - of_sure(a, b, c)).abs() / scale).max()))
+    assert found.error == pytest.approx(max(estimated), rel=0.01)
+    assert 0 < max(actual) < found.error
+
+
 def halves(f, kinks, a, b, rho):
     """E f(u) f(v) by SciPy's adaptive rule, in one dimension for ρ = ±1, as an iterated integral otherwise."""
 
