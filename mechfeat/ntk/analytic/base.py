@@ -149,10 +149,11 @@ def looked_up(
     """
     if not q1.numel():
         return torch.zeros_like(q1)
-    q1, q2 = _rounded(q1), _rounded(q2)
-    norms = (q1 * q2).sqrt()
+    norms = (q1 * q2).sqrt()  # as given: by the rounded ones a cosine of 1 would fall short by a bit
     cosine = torch.where(norms > 0, overlap / torch.where(norms > 0, norms, 1.0), 0.0).clamp(-1, 1)
     cosine = (cosine * 2.0**BITS).round() / 2.0**BITS
+    q1, q2 = _rounded(q1), _rounded(q2)
+    norms = (q1 * q2).sqrt()
     code = torch.zeros(len(q1), dtype=torch.int64, device=q1.device)
     for v in (q1, q2, cosine):
         distinct, where = v.unique(return_inverse=True)
