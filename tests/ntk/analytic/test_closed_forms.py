@@ -119,6 +119,35 @@ def test_kernel_of_a_batch_with_itself(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FORMS)
+def test_ids_are_checked_on_both_sides(name, unchecked):
+    """Beyond the vocabulary, or padding inside: such documents are no rows and no columns of a kernel."""
+    kernel, good = kernel_of(build(name, 4)), pad([[0, 1]])
+    for bad, message in (
+        (pad([[0, 6]]), "ids[0, 1] is 6. Tokens of this vocabulary are 0 to 5, and padding is -1."),
+        (torch.tensor([[-1, 2]]), "ids[0, 0] is padding and ids[0, 1] is a token. Padding stands at the end of a document only;"),
+    ):
+        for pair in ((bad,), (bad, good), (good, bad)):
+            with pytest.raises(ShapeError) as caught:
+                kernel(*pair)
+            assert str(caught.value).startswith(message)
+
+
+def test_norms_that_differ_by_rounding_are_one():
+    """At a cosine of 1 they would leave an angle of 1e-8, which k1 of ReLU sees."""
+    q = torch.tensor([0.3, 0.1 + 0.2])
+    found = base.looked_up(lambda *at: RELU.k1(*at), q, q.flip(0), q[[0, 0]])
+    assert found.tolist() == [0.5, 0.5]
+    assert float(RELU.k1(q[0], q[1], q[0])) < 0.5 - 1e-9
+
+
+def test_a_mixed_document_meets_itself_at_no_angle():
+    """The mean of n different tokens has the squared norm 1/n, and with ReLU the kernel 1.5/n, to the last digits."""
+    kernel = MixingKernel(activation=RELU, mixing="mean", residual=0, readout="last")
+    found = torch.stack([kernel(torch.arange(n)[None])[0, 0] * n for n in range(1, 60)])
+    torch.testing.assert_close(found, torch.full((59,), 1.5), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", FORMS)
 def test_padding_and_company_change_nothing(name):
     """Neither positions of padding nor a longer document in the batch."""
     model = build(name, 16)
