@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mechfeat.data.text.texts import Texts
@@ -151,16 +151,26 @@ class Corpus:
         """
         return [self.vocabulary.tokens[i] for i in self.ids[document].tolist() if i >= 0]
 
-    def take(self, documents: Int[Tensor, " chosen"] | Sequence[int]) -> "Corpus":
+    def take(self, documents: Int[Tensor, " chosen"] | Bool[Tensor, " doc"] | Sequence[int]) -> "Corpus":
         """Some of the documents, over the same vocabulary.
 
         Args:
-            documents: Their indices.
+            documents: Their indices, or a mask of all documents.
 
         Returns:
             The smaller corpus, without positions that are padding in all its documents.
+
+        Raises:
+            ShapeError: A mask has another length than the corpus.
         """
-        chosen = torch.as_tensor(documents, dtype=torch.int64)
+        chosen = torch.as_tensor(documents)
+        if chosen.dtype == torch.bool:
+            if chosen.shape != self.ids.shape[:1]:
+                raise ShapeError(
+                    f"The mask has shape {list(chosen.shape)}, and there are {len(self)} documents. Give each document one entry."
+                )
+            chosen = chosen.nonzero()[:, 0]
+        chosen = chosen.to(torch.int64)  # an empty sequence is floating-point
         ids = self.ids[chosen]
         used = int((ids >= 0).sum(1).max()) if len(ids) else 0
         return Corpus(ids[:, :used], self.vocabulary, None if self.labels is None else self.labels[chosen], self.classes)

@@ -122,6 +122,18 @@ def test_taking_documents_drops_positions_that_nobody_needs():
     assert small.ids.shape == (2, 1)
     assert small.labels.tolist() == [0, 0]
     assert small.vocabulary is corpus.vocabulary
+    assert len(corpus.take([])) == 0
+
+
+def test_taking_documents_by_a_mask(unchecked):
+    corpus = Corpus.build(labelled(["a", "b c", "d"]))
+    for mask in (corpus.labels == 0, [True, False, True]):
+        small = corpus.take(mask)
+        assert [small.tokens(i) for i in range(len(small))] == [["a"], ["d"]]
+        assert small.labels.tolist() == [0, 0]
+    with pytest.raises(ShapeError) as caught:
+        corpus.take(torch.tensor([True, False]))
+    assert str(caught.value) == "The mask has shape [2], and there are 3 documents. Give each document one entry."
 
 
 def test_what_does_not_fit_is_refused(unchecked):
