@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mechfeat.data.text.texts import LabelMap, Row, Texts, texts_of
+from mechfeat.data.text.texts import LabelMap, Row, Texts, joined, texts_of
 from mechfeat.errors import OptionError, SchemaError
 
 Column = str | int
+Fields = Sequence[str | None]
 FORMATS = ("csv", "tsv", "jsonl", "txt")
 
 
@@ -41,7 +42,7 @@ def load_texts(
 
     Raises:
         OptionError: The format is unknown, or names and numbers of columns are mixed.
-        SchemaError: A column or a label is not what was said; file, line and what is there instead are named.
+        SchemaError: A column or a label is not what was said, or a text is null; file, line and what is there instead are named.
         FileNotFoundError: There is no such file.
 
     Example:
@@ -64,7 +65,7 @@ def load_texts(
     with _opened(path) as file:
         read = {"csv": _separated, "tsv": _separated, "jsonl": _objects, "txt": _lines}[kind]
         rows = [
-            Row(line, " ".join(fields[: len(wanted)]), fields[len(wanted)] if label is not None and kind != "txt" else None)
+            Row(line, joined(fields[: len(wanted)], str(path), line), str(fields[-1]) if label is not None and kind != "txt" else None)
             for line, fields in read(file, columns, str(path), "\t" if kind == "tsv" else ",")
         ]
     return texts_of(rows, labels, str(path))
@@ -80,7 +81,7 @@ def _opened(path: Path) -> io.TextIOWrapper:
     return path.open(encoding="utf-8", newline="")
 
 
-def _separated(file: io.TextIOWrapper, columns: Sequence[Column], source: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _separated(file: io.TextIOWrapper, columns: Sequence[Column], source: str, delimiter: str) -> Iterator[tuple[int, Fields]]:
     reader = csv.reader(file, delimiter=delimiter)
     line = 1
     try:
@@ -106,7 +107,7 @@ def _separated(file: io.TextIOWrapper, columns: Sequence[Column], source: str, d
         raise SchemaError(source, line, f"the row cannot be read ({error})", "quoted fields that end") from None
 
 
-def _objects(file: io.TextIOWrapper, columns: Sequence[Column], source: str, _: str) -> Iterator[tuple[int, list[str]]]:
+def _objects(file: io.TextIOWrapper, columns: Sequence[Column], source: str, _: str) -> Iterator[tuple[int, Fields]]:
     for line, written in enumerate(file, 1):
         if not written.strip():
             continue
@@ -118,10 +119,10 @@ def _objects(file: io.TextIOWrapper, columns: Sequence[Column], source: str, _: 
             raise SchemaError(source, line, f"the line is of type {type(found).__name__}", "one object a line")
         if any(c not in found for c in columns):
             raise SchemaError(source, line, f"the keys are {_listed(found)}", f"the keys {_listed(columns)}")
-        yield line, [found[c] if isinstance(found[c], str) else json.dumps(found[c]) for c in columns]
+        yield line, [v if v is None or isinstance(v, str) else json.dumps(v) for v in (found[c] for c in columns)]
 
 
-def _lines(file: io.TextIOWrapper, columns: Sequence[Column], source: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _lines(file: io.TextIOWrapper, columns: Sequence[Column], source: str, delimiter: str) -> Iterator[tuple[int, Fields]]:
     for line, written in enumerate(file, 1):
         yield line, [written.rstrip("\r\n")]
 

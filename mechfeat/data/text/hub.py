@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mechfeat.data.text.texts import LabelMap, Row, Texts, texts_of
+from mechfeat.data.text.texts import LabelMap, Row, Texts, joined, texts_of
 from mechfeat.errors import MissingPackageError, NotCachedError, SchemaError
 
 
@@ -36,7 +36,7 @@ def load_hub(
     Raises:
         MissingPackageError: ``datasets`` is not installed.
         NotCachedError: The data set is not in the cache, or has no such configuration or split there.
-        SchemaError: A column or a label is not what was said.
+        SchemaError: A column or a label is not what was said, or a text is null.
     """
     try:
         import datasets
@@ -53,7 +53,11 @@ def load_hub(
         there, need = (", ".join(map(repr, names)) for names in (found.column_names, columns))
         raise SchemaError(f"{name}[{split}]", None, f"the columns are {there}", f"the columns {need}")
     rows = [
-        Row(i, " ".join(str(found_row[c]) for c in wanted), None if label is None else str(found_row[label]))
+        Row(
+            i,
+            joined([None if found_row[c] is None else str(found_row[c]) for c in wanted], f"{name}[{split}]", i),
+            None if label is None else str(found_row[label]),
+        )
         for i, found_row in enumerate(found)
     ]
     return texts_of(rows, labels, f"{name}[{split}]")

@@ -43,6 +43,25 @@ class Row:
     label: str | None
 
 
+def joined(fields: Sequence[str | None], source: str, line: int) -> str:
+    """The text of a row, from the columns it is spread over.
+
+    Args:
+        fields: What each column holds; None where it holds nothing.
+        source: Where the row is from, for messages.
+        line: Where it stands there.
+
+    Returns:
+        The fields, joined by a space.
+
+    Raises:
+        SchemaError: A field is missing, which is no empty text.
+    """
+    if any(field is None for field in fields):
+        raise SchemaError(source, line, "the text is null", "a string, empty for an empty text")
+    return " ".join(map(str, fields))
+
+
 def texts_of(rows: Sequence[Row], labels: LabelMap | None, source: str) -> Texts:
     """Texts and class indices of rows.
 

@@ -82,6 +82,19 @@ CASES = [
     ),
     ("x.csv", "text,label\na,-1\n", {"labels": {"0": 0}}, "line 2: the label is '-1'. Expected one of '0'."),
     ("x.jsonl", '{"text": "a", "label": 0}\n{"text": "b"}\n', {}, "line 2: the keys are 'text'. Expected the keys 'text', 'label'."),
+    (
+        "x.jsonl",
+        '{"text": "", "label": 0}\n{"text": null, "label": 1}\n',
+        {},
+        "line 2: the text is null. Expected a string, empty for an empty text.",
+    ),
+    (
+        "x.jsonl",
+        '{"text": "a", "label": null}\n',
+        {},
+        "line 1: the label is 'None', among 'None'. Expected a class index from 0, or labels={'...': 0, '...': 1} saying which index each "
+        "label has.",
+    ),
     ("x.jsonl", "[1]\n", {}, "line 1: the line is of type list. Expected one object a line."),
     ("x.jsonl", "{'text'\n", {}, None),
 ]

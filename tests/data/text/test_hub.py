@@ -54,6 +54,14 @@ def test_columns_are_checked(folder, tmp_path):
     assert str(caught.value) == f"{folder}[train]: the columns are 'sentence', 'label'. Expected the columns 'text', 'label'."
 
 
+def test_a_missing_text_is_no_text(tmp_path, datasets):
+    (tmp_path / "gaps").mkdir()
+    (tmp_path / "gaps" / "train.jsonl").write_text('{"text": "bad", "label": 0}\n{"text": null, "label": 1}\n')
+    with pytest.raises(SchemaError) as caught:
+        load_hub(str(tmp_path / "gaps"), cache_dir=tmp_path / "cache")
+    assert str(caught.value) == f"{tmp_path / 'gaps'}[train], line 1: the text is null. Expected a string, empty for an empty text."
+
+
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingPackageError):
