@@ -76,9 +76,10 @@ def _ending(path: Path) -> str:
 
 
 def _opened(path: Path) -> io.TextIOWrapper:
+    # Spreadsheets put a byte order mark first, which would become part of the first column's name or of the first token.
     if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
+        return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
 
 
 def _separated(file: io.TextIOWrapper, columns: Sequence[Column], source: str, delimiter: str) -> Iterator[tuple[int, Fields]]:

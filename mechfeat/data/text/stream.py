@@ -106,7 +106,7 @@ def load_stream(
         FileNotFoundError: There is no such file.
     """
     path, split = Path(path), tokenizer(tokenize)
-    with io.TextIOWrapper(gzip.open(path) if path.suffix == ".gz" else path.open("rb"), encoding="utf-8") as file:
+    with io.TextIOWrapper(gzip.open(path) if path.suffix == ".gz" else path.open("rb"), encoding="utf-8-sig") as file:
         tokens = [token for line in file for token in (*split(line), *(() if eos is None else (eos,)))]
     if not tokens:
         raise SchemaError(str(path), None, "there is no token in it", "lines of text")

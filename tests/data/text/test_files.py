@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from mechfeat.data.text import load_texts
+from mechfeat.data.text import load_stream, load_texts
 from mechfeat.errors import OptionError, SchemaError
 
 
@@ -56,6 +56,13 @@ def test_lines_are_texts_and_an_empty_line_is_an_empty_text(file):
     read = load_texts(file("x.txt", "a b\n\nc\n"))
     assert read.texts == ("a b", "", "c")
     assert read.labels is None
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.gz", "x.jsonl", "x.txt"])
+def test_a_byte_order_mark_is_no_part_of_the_text(file, name):
+    content = {"csv": "text,label\na,1\n", "jsonl": '{"text": "a", "label": 1}\n', "txt": "a\n"}[name.split(".")[1]]
+    assert load_texts(file(name, "\ufeff" + content)).texts == ("a",)
+    assert load_stream(file("s.txt", "\ufeffa\n")).vocabulary.tokens == ("<eos>", "a")
 
 
 def test_a_map_may_join_labels(file):
