@@ -4,7 +4,8 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mechfeat.errors import OptionError, SchemaError
 
 Column = str | int
 Fields = Sequence[str | None]
+Reader = Callable[..., Iterator[tuple[int, Fields]]]
 FORMATS = ("csv", "tsv", "jsonl", "txt")
 
 
@@ -23,6 +25,7 @@ def load_texts(
     label: Column | None = "label",
     labels: LabelMap | None = None,
     format: str | None = None,
+    quoted: bool = True,
 ) -> Texts:
     r"""Texts and labels of a file.
 
@@ -36,6 +39,8 @@ def load_texts(
         labels: Class index of each label as it is written, such as ``{"1": 0, "2": 1}``. Without it labels must be class indices
             already, and 3 stays 3.
         format: ``"csv"``, ``"tsv"``, ``"jsonl"`` or ``"txt"``; by default the file's ending.
+        quoted: Whether quote marks around a field of a csv or tsv file enclose it. Where they are part of the text, as in many tsv files,
+            it must be False: such a mark at the start of a text would swallow the rows after it.
 
     Returns:
         Texts and labels.
@@ -62,11 +67,12 @@ def load_texts(
     columns: tuple[Column, ...] = wanted if label is None else (*wanted, label)
     if len({type(c) for c in columns}) > 1 or not wanted:
         raise OptionError("text and label", columns, ("names of columns", "numbers of columns of a file without header"))
+    separated = partial(_separated, quoted=quoted)
+    readers: dict[str, Reader] = {"csv": separated, "tsv": separated, "jsonl": _objects, "txt": _lines}
     with _opened(path) as file:
-        read = {"csv": _separated, "tsv": _separated, "jsonl": _objects, "txt": _lines}[kind]
         rows = [
             Row(line, joined(fields[: len(wanted)], str(path), line), str(fields[-1]) if label is not None and kind != "txt" else None)
-            for line, fields in read(file, columns, str(path), "\t" if kind == "tsv" else ",")
+            for line, fields in readers[kind](file, columns, str(path), "\t" if kind == "tsv" else ",")
         ]
     return texts_of(rows, labels, str(path))
 
@@ -82,17 +88,20 @@ def _opened(path: Path) -> io.TextIOWrapper:
     return path.open(encoding="utf-8-sig", newline="")
 
 
-def _separated(file: io.TextIOWrapper, columns: Sequence[Column], source: str, delimiter: str) -> Iterator[tuple[int, Fields]]:
-    reader = csv.reader(file, delimiter=delimiter)
+def _separated(
+    file: io.TextIOWrapper, columns: Sequence[Column], source: str, delimiter: str, *, quoted: bool
+) -> Iterator[tuple[int, Fields]]:
+    reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
     line = 1
     try:
         places = [c for c in columns if isinstance(c, int)]
         if not places:
             header = next(reader, [])
             line = reader.line_num + 1
-            missing = [c for c in columns if c not in header]
+            missing = [c for c in columns if header.count(str(c)) != 1]
             if missing:
-                raise SchemaError(source, 1, f"the columns are {_listed(header)}", f"the columns {_listed(columns)}")
+                once = ", each once" if set(missing) & set(header) else ""
+                raise SchemaError(source, 1, f"the columns are {_listed(header)}", f"the columns {_listed(columns)}{once}")
             places = [header.index(str(c)) for c in columns]
             width = len(header)
         else:
@@ -102,6 +111,9 @@ def _separated(file: io.TextIOWrapper, columns: Sequence[Column], source: str, d
                 if len(fields) <= max(places) or (width and len(fields) != width):
                     need = f"{width} fields, as in the header" if width else f"more than {max(places)} fields"
                     raise SchemaError(source, line, f"the row has {len(fields)} fields", need)
+                if delimiter == "\t" and any("\t" in f and "\n" in f for f in fields):
+                    found = "a quoted field holds tabs and ends of lines, which looks like several rows"
+                    raise SchemaError(source, line, found, "quoted=False where quote marks are part of the text")
                 yield line, [fields[i] for i in places]
             line = reader.line_num + 1
     except csv.Error as error:

@@ -58,6 +58,20 @@ def test_lines_are_texts_and_an_empty_line_is_an_empty_text(file):
     assert read.labels is None
 
 
+def test_quote_marks_that_are_text_do_not_swallow_rows(file):
+    path = file("x.tsv", 'text\tlabel\na\t0\n" b\t1\nc\t0\nd "\t1\n')
+    message = (
+        f"{path}, line 3: a quoted field holds tabs and ends of lines, which looks like several rows. Expected quoted=False where quote "
+        "marks are part of the text."
+    )
+    with pytest.raises(SchemaError, match=exactly(message)):
+        load_texts(path)
+    read = load_texts(path, quoted=False)
+    assert read.texts == ("a", '" b', "c", 'd "')
+    assert read.labels.tolist() == [0, 1, 0, 1]
+    assert load_texts(file("x.csv", 'text,label\n"a b",0\n'), quoted=False).texts == ('"a b"',)
+
+
 @pytest.mark.parametrize("name", ["x.csv", "x.csv.gz", "x.jsonl", "x.txt"])
 def test_a_byte_order_mark_is_no_part_of_the_text(file, name):
     content = {"csv": "text,label\na,1\n", "jsonl": '{"text": "a", "label": 1}\n', "txt": "a\n"}[name.split(".")[1]]
@@ -77,6 +91,12 @@ def test_a_file_without_rows_has_no_texts(file):
 
 CASES = [
     ("x.csv", "review,stars\na,1\n", {}, "line 1: the columns are 'review', 'stars'. Expected the columns 'text', 'label'."),
+    (
+        "x.csv",
+        "text,text,label\na,b,1\n",
+        {},
+        "line 1: the columns are 'text', 'text', 'label'. Expected the columns 'text', 'label', each once.",
+    ),
     ("x.csv", "", {}, "line 1: the columns are none. Expected the columns 'text', 'label'."),
     ("x.csv", 'text,label\n"two\nlines",0\nb\n', {}, "line 4: the row has 1 fields. Expected 2 fields, as in the header."),
     ("x.csv", "a,0\nb\n", {"text": 0, "label": 1}, "line 2: the row has 1 fields. Expected more than 1 fields."),
