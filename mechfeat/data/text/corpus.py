@@ -83,10 +83,14 @@ class Corpus:
             The corpus.
 
         Raises:
-            OptionError: An option has an unknown value.
+            OptionError: An option has an unknown value, or one of a vocabulary that is built was given with a vocabulary.
         """
         if max_length is not None and (not isinstance(max_length, int) or max_length < 1):
             raise OptionError("max_length", max_length, ("a positive integer", None))
+        if vocabulary is not None:
+            for option, value, default in (("unknown", unknown, "drop"), ("min_count", min_count, 1)):
+                if value != default:
+                    raise OptionError(option, value, ("left out: the vocabulary that is given has its own",))
         split = tokenizer(tokenize)
         documents = [split(text) for text in texts.texts]
         if vocabulary is None:

@@ -101,10 +101,12 @@ def load_stream(
 
     Raises:
         SchemaError: The file holds no token.
-        OptionError: An option has an unknown value.
+        OptionError: An option has an unknown value, or ``unknown`` was given with a vocabulary.
         UnknownTokenError: A token is not in ``vocabulary``, whose policy is ``"error"``.
         FileNotFoundError: There is no such file.
     """
+    if vocabulary is not None and unknown != "error":
+        raise OptionError("unknown", unknown, ("left out: the vocabulary that is given has its own",))
     path, split = Path(path), tokenizer(tokenize)
     with io.TextIOWrapper(gzip.open(path) if path.suffix == ".gz" else path.open("rb"), encoding="utf-8-sig") as file:
         tokens = [token for line in file for token in (*split(line), *(() if eos is None else (eos,)))]

@@ -103,6 +103,10 @@ def test_test_texts_use_the_vocabulary_of_the_training_texts():
     assert train.vocabulary.tokens == ("a",)
     test = Corpus.build(labelled(["c a", "b"]), vocabulary=train.vocabulary)
     assert test.ids.tolist() == [[0], [-1]]
+    for option, value in (("unknown", "error"), ("min_count", 2)):
+        with pytest.raises(OptionError) as caught:
+            Corpus.build(labelled(["c a", "b"]), vocabulary=train.vocabulary, **{option: value})
+        assert str(caught.value) == f"{option}={value!r} is not known. It can be 'left out: the vocabulary that is given has its own'."
 
 
 def test_tokenisation_is_a_choice():

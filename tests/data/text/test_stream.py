@@ -37,6 +37,9 @@ def test_lines_end_with_a_token_and_share_the_vocabulary(tmp_path):
     with pytest.raises(UnknownTokenError):
         load_stream(valid, vocabulary=stream.vocabulary)
     assert len(load_stream(valid, eos=None)) == 2
+    with pytest.raises(OptionError) as caught:
+        load_stream(valid, vocabulary=stream.vocabulary, unknown="drop")
+    assert str(caught.value) == "unknown='drop' is not known. It can be 'left out: the vocabulary that is given has its own'."
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
