@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -123,7 +123,7 @@ def by_kernel(kernel: Kernel, docs: Any, ngrams: Int[Tensor, "ngram position"], 
     top = max(top_id(docs), top_id(ngrams))
     unseen = fresh(ngrams, top + 1)
     if isinstance(kernel, AnalyticKernel):
-        kernel = replace(kernel, n_tokens=None)  # it matches tokens, and has none of its own
+        kernel = _unbounded(kernel)
     known = isinstance(kernel, AnalyticKernel) or task.n_tokens is None or top_id(unseen) < task.n_tokens
     other = kernel_of(kernel(unseen, docs), "kernel(ngrams, docs)") if known else None
 
@@ -147,6 +147,13 @@ def by_kernel(kernel: Kernel, docs: Any, ngrams: Int[Tensor, "ngram position"], 
         counts = token_counts(docs, top + 1)
         noise = _noise(pairs, [counts.T @ alpha.numpy() for alpha in alphas], token_counts(ngrams, top + 1))
     return _fields(kernel, scores, parts(first), null, squares.sqrt().tolist(), noise)
+
+
+def _unbounded(kernel: AnalyticKernel) -> AnalyticKernel:
+    """The same kernel for any vocabulary: it matches tokens, and has none of its own; and so do the kernels it is made of."""
+    parts = {f.name: getattr(kernel, f.name) for f in fields(kernel)}
+    inner: dict[str, Any] = {name: _unbounded(part) for name, part in parts.items() if isinstance(part, AnalyticKernel)}
+    return replace(kernel, n_tokens=None, **inner)
 
 
 def _fields(

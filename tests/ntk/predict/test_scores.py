@@ -10,7 +10,7 @@ from scipy import sparse
 from mechfeat.errors import DtypeError, OptionError, ShapeError, StepSizeError
 from mechfeat.models.text import BagMLP, InitSpec
 from mechfeat.ntk import FeaturePrediction, empirical_ntk, predict_features
-from mechfeat.ntk.analytic import AttentionKernel, BagKernel, BigramKernel, ConvKernel
+from mechfeat.ntk.analytic import AttentionKernel, BagKernel, BigramKernel, ConvKernel, PooledKernel
 from mechfeat.ntk.dual import Activation
 from mechfeat.ntk.predict.prediction import fresh
 from tests.ntk.predict import toy
@@ -131,6 +131,17 @@ def test_the_bias_of_an_order_sensitive_kernel_is_the_score_of_unknown_tokens():
     torch.testing.assert_close(found.bias, unknown.scores)
     torch.testing.assert_close(found.scores[:, 2], found.bias[:, 2])
     assert found.cooccurrence[0, 0].abs() > 1e-4
+
+
+def test_the_bias_of_a_pooled_kernel_needs_no_room_in_its_vocabulary():
+    docs, labels = torch.tensor([[0, 2, 1], [1, 2, -1], [0, -1, -1], [3, 1, -1]]), torch.tensor([1, 0, 1, 0])
+    grams = torch.tensor([[0, -1], [5, -1], [1, 2]])
+    phi = Activation.of("relu")
+    bounded, free = (PooledKernel.of(ConvKernel(activation=phi, n_tokens=n)) for n in (6, None))
+    a, b = (predict_features(kernel, docs, labels, grams, steps=3, lr=0.01, n_null=0) for kernel in (bounded, free))
+    torch.testing.assert_close(a.bias, b.bias)
+    torch.testing.assert_close(a.scores[:, 1], a.bias[:, 1])
+    assert a.bias.all()
 
 
 def test_fresh_tokens_keep_what_is_equal():
