@@ -17,10 +17,13 @@ is the same for all a, a shift of all scores. Both mean parts vary by :math:`M^2
 m = d what is left is :math:`((s_w^2 + s_v^2)^2 s_e^4 + τ^4) \|Δ\|^2 / m`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from mechfeat.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,15 @@ def widths(width: int | tuple[int, int]) -> tuple[int, int]:
 
     Returns:
         d and m.
+
+    Raises:
+        OptionError: They are not one or two positive integers.
     """
-    return (width, width) if isinstance(width, int) else width
+    both: Any = tuple(width) if isinstance(width, Sequence) else (width, width)
+    if len(both) != 2 or not all(isinstance(one, int) and one > 0 for one in both):
+        raise OptionError("width", width, ("a positive integer", "two of them, embedding size and hidden width"))
+    d, m = both
+    return d, m
 
 
 def smallest_deviation(kernel: Any) -> float | None:

@@ -1,13 +1,14 @@
 """From labelled documents to the scores that training is predicted to give each token and n-gram."""
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mechfeat.errors import OptionError, ShapeError
+from mechfeat.errors import DtypeError, OptionError, ShapeError
 from mechfeat.ntk.dynamics import Time
 from mechfeat.ntk.dynamics.losses import Loss, Reduction, check_options, targets
 from mechfeat.ntk.predict.cross_talk import widths
@@ -84,8 +85,9 @@ def predict_features(
 
     Raises:
         OptionError: An option is unknown, or a label out of range.
-        ShapeError: Numbers of documents, labels or names do not fit, ids are outside the vocabulary, or the sparse features were asked of a
-            kernel that has none.
+        ShapeError: Numbers of documents, labels or names do not fit, ids are outside the vocabulary, networks have another number of
+            outputs, or the sparse features were asked of a kernel that has none.
+        DtypeError: Labels are no tensor.
         StepSizeError: Descent on squared loss would not converge.
 
     What :class:`KernelDynamics` and the kernel raise is raised as well.
@@ -116,6 +118,8 @@ def predict_features(
         raise OptionError("n_null", n_null, ("a number of draws, 0 for none",))
     stops = _stops(steps, time)
     n_tokens = getattr(kernel, "n_tokens", None) if n_tokens is None else n_tokens
+    if not isinstance(labels, Tensor):
+        raise DtypeError(f"labels is of {type(labels).__name__}. Give a tensor with one entry a document.")
     n, count = check_documents(docs, "docs", n_tokens), check_documents(ngrams, "ngrams", n_tokens)
     if len(labels) != n:
         raise ShapeError(f"labels has {len(labels)} entries, and there are {n} documents. Each document needs one label.")
@@ -158,9 +162,10 @@ def predict_features(
 
 def _stops(steps: int | float | Sequence[int | float], time: str) -> tuple[int | float, ...]:
     stops = tuple(steps) if isinstance(steps, Sequence) else (steps,)
-    for one in stops:
-        whole = time == "flow" or float(one).is_integer()
-        if not (0 <= one < float("inf") and whole):
+    every: tuple[Any, ...] = stops
+    for one in every:
+        number = isinstance(one, Real) and 0 <= float(one) < float("inf")
+        if not number or (time == "descent" and not float(one).is_integer()):
             raise OptionError(
                 "steps", steps, ("a time, 0 or more" if time == "flow" else "a number of steps, 0 or more", "several of them")
             )
@@ -185,7 +190,7 @@ def _seen(docs: Any, ngrams: Tensor) -> Tensor:
     top = int(ngrams.max()) + 1 if ngrams.numel() else 0
     if is_counts(docs):
         present = torch.zeros(max(top, docs.shape[1]), dtype=torch.bool)
-        present[torch.from_numpy(docs.tocsr().indices.astype("int64"))] = True
+        present[torch.from_numpy(docs.nonzero()[1].astype("int64"))] = True
     else:
         present = torch.zeros(max(top, int(docs.max()) + 1 if docs.numel() else 0), dtype=torch.bool)
         present[docs[docs >= 0].cpu()] = True

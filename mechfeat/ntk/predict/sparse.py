@@ -8,6 +8,7 @@ which is the inner product of scaled token counts and one scaled length. Trainin
 step costs one product with the matrix and one with its transpose, and the documents × documents kernel is never formed.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,14 +155,15 @@ def check_documents(docs: Any, what: str, n_tokens: int | None) -> int:
         How many there are.
 
     Raises:
-        ShapeError: There are none, an id is outside the vocabulary, padding stands inside, or a count is negative.
+        ShapeError: There are none, an id is outside the vocabulary, padding stands inside, or a count is negative or not finite.
         DtypeError: They are not integers.
     """
     if is_counts(docs):
         if not docs.shape[0]:
             raise ShapeError(f"{what} holds no document.")
-        if docs.nnz and docs.min() < 0:
-            raise ShapeError(f"{what} holds the count {docs.min():g}. Counts of tokens are 0 or more.")
+        wrong = [v for v in (docs.max(), docs.min()) if not 0 <= v < math.inf] if docs.nnz else []
+        if wrong:
+            raise ShapeError(f"{what} holds the count {wrong[0]:g}. Counts of tokens are 0 or more.")
         if n_tokens is not None and docs.shape[1] > n_tokens:
             raise ShapeError(f"{what} has {docs.shape[1]} columns of counts, and the vocabulary {n_tokens} tokens.")
         return int(docs.shape[0])

@@ -109,7 +109,8 @@ def by_kernel(kernel: Kernel, docs: Any, ngrams: Int[Tensor, "ngram position"], 
         Fields of the prediction.
 
     Raises:
-        ShapeError: Documents are given as counts.
+        ShapeError: Documents are given as counts, networks have another number of outputs, or the kernel refuses tokens that no document
+            has.
     """
     if is_counts(docs):
         raise ShapeError("docs are token counts, and method='kernel' needs padded ids [doc position].")
@@ -125,7 +126,7 @@ def by_kernel(kernel: Kernel, docs: Any, ngrams: Int[Tensor, "ngram position"], 
     if isinstance(kernel, AnalyticKernel):
         kernel = _unbounded(kernel)
     known = isinstance(kernel, AnalyticKernel) or task.n_tokens is None or top_id(unseen) < task.n_tokens
-    other = kernel_of(kernel(unseen, docs), "kernel(ngrams, docs)") if known else None
+    other = _of_unseen(kernel, unseen, docs, task.n_tokens) if known else None
 
     stops = list(task.stops)
 
@@ -147,6 +148,20 @@ def by_kernel(kernel: Kernel, docs: Any, ngrams: Int[Tensor, "ngram position"], 
         counts = token_counts(docs, top + 1)
         noise = _noise(pairs, [counts.T @ alpha.numpy() for alpha in alphas], token_counts(ngrams, top + 1))
     return _fields(kernel, scores, parts(first), null, squares.sqrt().tolist(), noise)
+
+
+def _of_unseen(kernel: Kernel, unseen: Tensor, docs: Tensor, n_tokens: int | None) -> Tensor:
+    try:
+        found = kernel(unseen, docs)
+    except (ShapeError, IndexError) as error:
+        if n_tokens is not None:
+            raise
+        first = int(unseen[unseen >= 0].min())
+        raise ShapeError(
+            f"The bias part is the score of tokens that no document has, here {first} and up, and the kernel refuses "
+            f"them ({error}). Give n_tokens, the size of its vocabulary: without room for such tokens the bias part is NaN."
+        ) from error
+    return kernel_of(found, "kernel(ngrams, docs)")
 
 
 def _unbounded(kernel: AnalyticKernel) -> AnalyticKernel:
@@ -181,10 +196,19 @@ def _noise(pairs: PairNoise, deltas: list[Any], counts: Any) -> Tensor:
 
 
 def _spread(task: Task, docs: Tensor, ngrams: Tensor, alphas: Float[Tensor, "step doc o"]) -> Tensor:
-    """Variance over networks of what their own kernels make of the coefficients, times the width; all of it under the hidden layer."""
+    """Variance over networks of what their own kernels make of the coefficients, times the width; all of it under the hidden layer.
+
+    Raises:
+        ShapeError: The networks have another number of outputs than the labels need.
+    """
     found = []
     for net in task.networks:
         theta = empirical_ntk(net, ngrams, docs).kernel.double().cpu()  # [ngram o doc o]
+        if theta.shape[1] != alphas.shape[2]:
+            raise ShapeError(
+                f"networks holds one with {theta.shape[1]} outputs, and {task.loss} loss of these labels takes {alphas.shape[2]}. Give "
+                "networks like the one that is predicted for."
+            )
         found.append(torch.einsum("gpno,sno->sgp", theta, alphas))
     variance = torch.stack(found).var(0) * task.width
     return torch.stack([torch.zeros_like(variance), variance])

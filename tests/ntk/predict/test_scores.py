@@ -156,6 +156,10 @@ def test_counts_do_for_documents():
     torch.testing.assert_close(a.scores, b.scores)
     torch.testing.assert_close(a.null_scores, b.null_scores)
     assert torch.equal(a.seen, b.seen)
+    at = n.tocoo()
+    stored = sparse.csr_matrix(([*at.data, 0.0], ([*at.row, 0], [*at.col, 57])), shape=(n.shape[0], 58))
+    assert stored.nnz == n.nnz + 1  # a zero that is stored, and still no occurrence
+    assert torch.equal(predict_features(RELU, stored, labels, GRAMS, steps=1, lr=0.1, n_null=0).seen, a.seen)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +213,29 @@ def test_an_empirical_kernel_will_do():
     own = toy.own_kernel(net)
     again = predict_features(own, docs, labels, GRAMS, steps=5, lr=0.01, loss="softmax", n_tokens=58)
     torch.testing.assert_close(both.scores, again.scores)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_empirical_kernel_without_room_for_unseen_tokens_says_so():
+    docs, labels = task("logistic", n=20)
+    net = BagMLP(58, 8, 8)
+    with pytest.raises(ShapeError) as caught:
+        predict_features(lambda a, b=None: empirical_ntk(net, a, b), docs, labels, GRAMS, steps=5, lr=0.01)
+    assert str(caught.value) == (
+        "The bias part is the score of tokens that no document has, here 58 and up, and the kernel refuses them (ids[3, 1] is 59. Tokens "
+        "of this vocabulary are 0 to 57, and padding is -1.). Give n_tokens, the size of its vocabulary: without room for such tokens the "
+        "bias part is NaN."
+    )
+
+
+def test_networks_of_another_number_of_outputs_are_refused():
+    docs, labels = task("softmax", n=20)
+    labels[:4] = torch.arange(4)
+    with pytest.raises(ShapeError) as caught:
+        predict_features(RELU, docs, labels, GRAMS, steps=1, lr=0.01, loss="softmax", width=8, networks=[BagMLP(58, 8, 8)] * 2)
+    assert str(caught.value) == (
+        "networks holds one with 1 outputs, and softmax loss of these labels takes 4. Give networks like the one that is predicted for."
+    )
 
 
 def test_the_table_prints_each_score_with_its_cross_talk_and_a_verdict(tmp_path):
@@ -268,6 +295,20 @@ def test_squared_loss_on_a_singular_kernel_is_what_small_steps_give():
         (OptionError, "y=0, 1, 2, 3 is not known. It can be labels of 0 and 1, of -1 and 1.", {"loss": "logistic"}),
         (OptionError, "n_classes=1 is not known. It can be 'a number of classes, at least 2'.", {"n_classes": 1}),
         (OptionError, "steps=1.5 is not known. It can be 'a number of steps, 0 or more', 'several of them'.", {"steps": 1.5}),
+        (OptionError, "steps='10' is not known. It can be 'a number of steps, 0 or more', 'several of them'.", {"steps": "10"}),
+        (
+            OptionError,
+            "steps=tensor([1, 2]) is not known. It can be 'a number of steps, 0 or more', 'several of them'.",
+            {"steps": torch.tensor([1, 2])},
+        ),
+        *(
+            (
+                OptionError,
+                f"width={width} is not known. It can be 'a positive integer', 'two of them, embedding size and hidden width'.",
+                {"width": width},
+            )
+            for width in (0, (8,), (8, -1), 8.0)
+        ),
         (OptionError, "steps=[] is not known. It can be 'a number of steps, 0 or more', 'several of them'.", {"steps": []}),
         (OptionError, "lr=0 is not known. It can be 'a positive number'.", {"lr": 0}),
         (OptionError, "time='euler' is not known. It can be 'descent', 'flow'.", {"time": "euler"}),
@@ -295,11 +336,23 @@ def test_refusals(error, message, options):
     assert str(caught.value) == message
 
 
+def counted(docs, first):
+    """Documents as counts, of which one is something else."""
+    n = sparse.csr_matrix(toy.counts(docs).numpy())
+    n.data[0] = first
+    return n
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_refusals_of_documents():
     docs, labels = task("logistic", n=30)
     for error, message, args in (
         (ShapeError, "labels has 29 entries, and there are 30 documents. Each document needs one label.", (RELU, docs, labels[1:], GRAMS)),
+        (DtypeError, "labels is of list. Give a tensor with one entry a document.", (RELU, docs, labels.tolist(), GRAMS)),
+        *(
+            (ShapeError, f"docs holds the count {wrong}. Counts of tokens are 0 or more.", (RELU, counted(docs, wrong), labels, GRAMS))
+            for wrong in (math.nan, math.inf, -1)
+        ),
         (ShapeError, "docs has shape [0, 12]. At least one row is needed.", (RELU, docs[:0], labels[:0], GRAMS)),
         (
             DtypeError,
