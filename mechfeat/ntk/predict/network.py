@@ -266,7 +266,7 @@ def _shuffled(training: KernelDynamics, orders: Int[Tensor, "draw n"], t: int) -
 def _trained(
     module: nn.Module, x: Tensor, y: Tensor, training: KernelDynamics, probe: Probe, inputs: Tensor, stops: Sequence[int]
 ) -> tuple[nn.Module, Float[Tensor, "step probe"]]:
-    """Plain gradient descent of a copy, and its probes at the stops."""
+    """Plain gradient descent of a copy: the network at the last stop that was given, and its probes at all of them."""
     trained = copy.deepcopy(module)
     reading = probe.of(trained)
     Y = targets(y, training.loss, training.n, training.o)
@@ -281,4 +281,6 @@ def _trained(
                 p.sub_(slopes[name], alpha=rate)
         if step in stops:
             found[step] = reading.read(inputs)
-    return trained, torch.stack([found[k] for k in stops])
+        if step == stops[-1]:
+            end = trained if step == max(stops) else copy.deepcopy(trained)
+    return end, torch.stack([found[k] for k in stops])

@@ -64,6 +64,13 @@ def test_outputs_as_probes_are_predict_training():
     assert moved.null.numel() == 3
 
 
+def test_the_verdict_is_on_the_number_of_steps_given_last():
+    net, (x, y), probes = mlp([4, 16, 3], nn.Tanh), task(), directions("1", 6, 16)
+    last, alone = (predict_movement(net, x, y, probes, steps=steps, lr=0.02, n_null=0) for steps in ([9, 2], 2))
+    assert last.value == pytest.approx(alone.value)
+    assert last.drift == pytest.approx(alone.drift)
+
+
 def test_each_position_is_a_probe_of_its_own():
     net = mf.models.DigitsCNN((4, 6), 8, generator=torch.Generator().manual_seed(0)).double()
     d = mf.data.digits()
