@@ -131,8 +131,8 @@ def compare_language(
         settings={"k": k, "ties": ties, "window": found.window, "null": "logits of another token", "n_null": n_null, "unit": "token"},
         tokens=tokens,
         auc=auc,
-        top_median=torch.stack([t.median() for t in tops]),
-        bottom_median=torch.stack([b.median() for b in bottoms]),
+        top_median=torch.stack([t.quantile(0.5) for t in tops]),  # torch's median of an even number is the lower of the middle two
+        bottom_median=torch.stack([b.quantile(0.5) for b in bottoms]),
         top=torch.nn.utils.rnn.pad_sequence(tops, batch_first=True, padding_value=float("nan")),
         bottom=torch.nn.utils.rnn.pad_sequence(bottoms, batch_first=True, padding_value=float("nan")),
     )

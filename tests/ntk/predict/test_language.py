@@ -135,6 +135,15 @@ def test_a_model_that_knows_the_text_is_told_from_one_that_knows_frequencies(tmp
     assert torch.equal(table(CoOccurrence.load(tmp_path / "c.safetensors")), table(found))
 
 
+def test_medians_lie_between_the_middle_two():
+    """The median of two is halfway between them."""
+    ids = pad([[0, 1]] * 4 + [[0, 2]] * 3 + [[0, 3]] * 2 + [[0, 4]] + [[5, t] for t in (1, 1, 2, 3, 4, 4)])
+    found = cooccurrence(ids, n_tokens=6, window=1)
+    logits = torch.tensor([[0.0, 2.0, 0.0, 0.0, 3.0, 0.0], [0.0, 1.0, 2.0, 3.0, 4.0, 0.0]])
+    compared = compare_language(found, logits, torch.tensor([0, 5]), k=2, n_null=0)
+    assert (compared.top_median[0], compared.bottom_median[0]) == (1.0, 1.5)
+
+
 def test_logits_of_single_tokens():
     model = CausalTransformerLM(11, d_model=8, n_layers=1, n_heads=2, d_mlp=8, n_ctx=4).eval()
     tokens = torch.tensor([3, 7])
