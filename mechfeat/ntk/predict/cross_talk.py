@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from mechfeat.errors import OptionError
+from mechfeat.ntk.analytic import AttentionKernel, BigramKernel, GatedLinearRNNKernel, LinearRNNKernel, MatrixVectorRNNKernel, PooledKernel
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,21 @@ def smallest_deviation(kernel: Any) -> float | None:
     Returns:
         It; None where the kernel does not say, or where a part is zero.
     """
+    if isinstance(kernel, PooledKernel):
+        return smallest_deviation(kernel.last)  # the weights are those of the model whose outputs are pooled
     init = getattr(kernel, "init", None)
     if init is None:
         return None
-    found = [float(getattr(init, part)) for part in ("embedding", "hidden", "readout") if init.trains(part)]
+    found = [float(getattr(init, part)) for part in ("embedding", *_between(kernel), "readout") if init.trains(part)]
     return min(found) if found and min(found) > 0 else None
+
+
+def _between(kernel: Any) -> tuple[str, ...]:
+    """Parts of a model between embedding and read-out: an ``InitSpec`` has those of all models."""
+    if isinstance(kernel, AttentionKernel) and not kernel.value:
+        return ()
+    if isinstance(kernel, BigramKernel | MatrixVectorRNNKernel):
+        return ("token_matrix",)
+    if isinstance(kernel, GatedLinearRNNKernel):
+        return ("inputs", "recurrence")
+    return ("recurrence",) if isinstance(kernel, LinearRNNKernel) else ("hidden",)

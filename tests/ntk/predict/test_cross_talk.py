@@ -5,10 +5,23 @@ import math
 import pytest
 import torch
 
-from mechfeat.models.text import BagMLP, InitSpec, SelfAttention
+from mechfeat.models.text import (
+    BagMLP,
+    BigramMatrixVector,
+    GatedLinearRNN,
+    HadamardBigram,
+    InitSpec,
+    LinearRNN,
+    MatrixVectorRNN,
+    MixingBlock,
+    SelfAttention,
+    TextCNN,
+)
+from mechfeat.models.text.init import PARTS
 from mechfeat.ntk import empirical_ntk, predict_features
-from mechfeat.ntk.analytic import AttentionKernel, BagKernel
+from mechfeat.ntk.analytic import AttentionKernel, BagKernel, PooledKernel, kernel_of
 from mechfeat.ntk.dual import Activation
+from mechfeat.ntk.predict.cross_talk import smallest_deviation
 from tests.ntk.predict import toy
 
 TOKENS = torch.arange(20)[:, None]
@@ -98,6 +111,31 @@ def test_a_kernel_without_a_form_is_measured_on_networks():
     torch.testing.assert_close(found.cross_talk(), again.std(0), rtol=0.05, atol=1e-6)
     torch.testing.assert_close(found.cross_talk(128), found.cross_talk() / 2)
     assert "±" in str(found).splitlines()[2]
+
+
+NETWORKS = {
+    "bag": lambda **o: BagMLP(4, 8, 8, **o),
+    "conv": lambda **o: TextCNN(4, 8, 8, **o),
+    "attention": lambda **o: SelfAttention(4, 8, **o),
+    "attention with values": lambda **o: SelfAttention(4, 8, value=True, **o),
+    "mixing": lambda **o: MixingBlock(4, 8, 8, **o),
+    "bigram": lambda **o: BigramMatrixVector(4, 8, **o),
+    "hadamard": lambda **o: HadamardBigram(4, 8, 8, **o),
+    "matrix-vector": lambda **o: MatrixVectorRNN(4, 8, **o),
+    "recurrent": lambda **o: LinearRNN(4, 8, **o),
+    "gated": lambda **o: GatedLinearRNN(4, 8, 8, **o),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("part", PARTS)
+def test_movement_is_relative_to_the_smallest_weights_that_the_network_has(name, part):
+    init = InitSpec(**{part: 0.01})
+    net = NETWORKS[name](init=init)
+    smallest = min(float(p.detach().std()) for p in net.parameters())
+    found = smallest_deviation(kernel_of(net))
+    assert found == (0.01 if smallest < 0.1 else 1.0)
+    assert smallest_deviation(PooledKernel(last=kernel_of(net))) == found
 
 
 def test_movement_tells_the_regimes_apart():
