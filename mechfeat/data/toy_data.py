@@ -1,5 +1,6 @@
 """What data for toy models is: inputs to draw from a generator, and, where there are few, all of them with their weights."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -47,14 +48,25 @@ class ToyData:
         Returns:
             Data with the distribution of that instance alone.
         """
+        return self.of([instance])
+
+    def of(self: D, instances: Sequence[int]) -> D:
+        """The data of some instances, in their order.
+
+        Args:
+            instances: Their places in the bank.
+
+        Returns:
+            Data with the distributions of those instances.
+        """
         if self.n_instances is None:
             return self
-        own: dict[str, Any] = {f.name: self._at(f.name, instance) for f in fields(self)}
+        own: dict[str, Any] = {f.name: self._of(f.name, list(instances)) for f in fields(self)}
         return replace(self, **own)
 
-    def _at(self, name: str, instance: int) -> object:
+    def _of(self, name: str, instances: list[int]) -> object:
         value = getattr(self, name)
-        return value[instance : instance + 1] if isinstance(value, Tensor) and len(value) == self.n_instances else value
+        return value[instances] if isinstance(value, Tensor) and len(value) == self.n_instances else value
 
     def sample(self, generator: torch.Generator, batch: int, *, dtype: torch.dtype | None = None) -> Float[Tensor, "batch feature"]:
         """Draw inputs, on the generator's device.
@@ -137,8 +149,8 @@ class Exact(ToyData):
         """Number of inputs."""
         return len(self.x)
 
-    def _at(self, name: str, instance: int) -> object:
-        return self.weight[instance : instance + 1] if name == "weight" else getattr(self, name)
+    def _of(self, name: str, instances: list[int]) -> object:
+        return self.weight[instances] if name == "weight" else getattr(self, name)
 
     def _exact(self) -> "Exact":
         return self

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mechfeat.errors import OptionError, ShapeError, UnsupportedModelError
+from mechfeat.errors import OptionError, ShapeError
 from mechfeat.superposition.dynamics import HessianSpectrum, hessian_spectrum
 from mechfeat.superposition.training import Run
 from mechfeat.superposition.training.batches import FullBatch
@@ -31,7 +31,7 @@ def run_spectrum(run: Run, *, at: Sequence[int] | None = None, instance: int = 0
     Raises:
         OptionError: A step was not recorded.
         ShapeError: There is no such instance.
-        UnsupportedModelError: The data has infinitely many inputs, or each instance has its own importance.
+        UnsupportedModelError: The data has infinitely many inputs.
 
     Cost:
         As :func:`hessian_spectrum`, for each step.
@@ -51,14 +51,11 @@ def run_spectrum(run: Run, *, at: Sequence[int] | None = None, instance: int = 0
         raise OptionError("at", missing[0] if missing else chosen, (f"one of the {len(recorded)} recorded steps {recorded[:6]}...",))
     if not 0 <= instance < len(run.seeds):
         raise ShapeError(f"instance={instance}, and the run has instances 0 to {len(run.seeds) - 1}.")
-    data, loss = run.config["data"], run.config["loss"]
-    if loss.importance is not None and loss.importance.ndim == 2:
-        raise UnsupportedModelError(
-            "The importance differs between instances. Take the one of interest: run.select(i), with a loss of its importance."
-        )
+    config = run.config_of([instance])
+    data, loss = config["data"], config["loss"]
     like = run.weights[0].double()
-    batch = FullBatch(data.at(instance), run.config["task"], 0, 1, like).batch
-    importance = None if loss.importance is None else loss.importance.to(like)[None, None]
+    batch = FullBatch(data, config["task"], 0, 1, like).batch
+    importance = None if loss.importance is None else loss.importance.to(like).reshape(1, 1, -1)
     engine = Gradients(run.spec, loss, importance, closed=False)
 
     def one(values: dict[str, Tensor]) -> Tensor:

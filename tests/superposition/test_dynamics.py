@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechfeat.data import OneHot, SparseUniform
+from mechfeat.data import Exact, OneHot, SparseUniform
 from mechfeat.errors import NonFiniteError, OptionError, ShapeError, UnsupportedModelError
 from mechfeat.features import load
 from mechfeat.models import ToyBank, ToySpec
@@ -178,10 +178,6 @@ def test_errors(unchecked):
     sampled = fit(ToyBank(ToySpec(5, 2), 2), SparseUniform(5, density=0.3), steps=4, lr=0.5, batch=8)
     with pytest.raises(UnsupportedModelError):
         run_spectrum(sampled)
-    weighted = fit(ToyBank(ToySpec(5, 2), 2), OneHot(5), steps=4, lr=0.5, loss=mse(torch.rand(2, 5)))
-    with pytest.raises(UnsupportedModelError) as error:
-        run_spectrum(weighted)
-    assert str(error.value).startswith("The importance differs between instances.")
     with pytest.raises(ShapeError) as error:
         hessian_spectrum(lambda v: torch.tensor(0.0), {})
     assert str(error.value) == "hessian_spectrum was given no parameter. It needs at least one entry of one tensor."
@@ -201,6 +197,21 @@ def test_errors(unchecked):
     with pytest.raises(NonFiniteError) as error:
         local_learning_coefficient(lambda w: (w**4).sum(-1), torch.zeros(1), n=1000, step_size=10.0, n_steps=50)
     assert str(error.value).startswith("A chain diverged with step_size=10.")
+
+
+def test_the_spectrum_of_an_instance_is_that_of_its_own_data_and_importance():
+    weight, importance = torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]]), torch.rand(2, 3)
+    run = fit(ToyBank(ToySpec(3, 2), 2), Exact(3, torch.eye(3), weight), steps=20, lr=0.5, loss=mse(importance), record=Record(2, 2))
+    values = torch.cat([run.weights[-1, 1].flatten(), run.parameters["b"][-1, 1]])
+
+    def loss(v):
+        W, b = v[:6].view(3, 2), v[6:]
+        errors = (torch.relu(W @ W.T + b) - torch.eye(3)).square() * importance[1] / 3
+        return (errors.sum(1) * weight[1]).sum()
+
+    want = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, values))
+    for found in (run_spectrum(run, at=[20], instance=1), run_spectrum(run.select(1), at=[20])):
+        torch.testing.assert_close(found.eigenvalues[0], want, rtol=0, atol=1e-12)
 
 
 def test_a_spectrum_is_saved_whole(tmp_path):

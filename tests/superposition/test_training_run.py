@@ -1,5 +1,6 @@
 """Runs: what they keep, that they can be saved and gone on with, and what is refused."""
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -185,6 +186,29 @@ def test_best_and_distribution_over_an_axis():
     assert torch.equal(found[:, 4], losses.max(1).values)
     assert torch.equal(run.distribution(run.final_loss, over="density")[:, 1], torch.quantile(losses, 0.25, dim=0))
     assert run.labelled(run.weights[-1]).shape == (3, 5, 4, 2)
+
+
+def test_instances_of_a_run_keep_their_own_settings(tmp_path):
+    """What is selected goes on as it would have within the whole: with its densities, its importance and its seeds."""
+    bank = grid(ToySpec(4, 2), over={"density": [0.05, 0.9], "seed": [0, 1]})
+    options = {"lr": 0.1, "batch": 16, "optimizer": "adam", "record": Record(3, 3), "loss": mse(torch.rand(4, 4)), "steps": 30}
+    data = SparseUniform(4, density=bank.along("density"))
+    whole = fit(bank, data, **options)
+    half = dataclasses.replace(whole, state=fit(grid(ToySpec(4, 2), over=bank.axes), data, **options | {"steps": 15}).state)
+    part = half.select([3, 1])
+    assert part.config["data"].density.tolist() == [0.9, 0.05]
+    assert torch.equal(part.config["loss"].importance, options["loss"].importance[[3, 1]])
+    torch.testing.assert_close(part.resume().weights[-1], whole.weights[-1, [3, 1]], rtol=0, atol=1e-13)
+    assert torch.equal(whole.select(torch.tensor([False, True, False, True])).weights, whole.weights[:, [1, 3]])
+    assert whole.select(-1).seeds == (1,)
+    for wrong, message in (
+        (4, "Instance 4 was asked for, of 4."),
+        (whole.final_loss < 0, "No instance of the run was selected."),
+        (torch.tensor([True]), "A mask of shape [1] selects of 4 instances. Give one entry an instance."),
+    ):
+        with pytest.raises(ShapeError) as error:
+            whole.select(wrong)
+        assert str(error.value) == message
 
 
 def test_a_run_that_diverged_is_not_the_best():

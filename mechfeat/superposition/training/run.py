@@ -1,5 +1,6 @@
 """What training leaves: the recorded weights and losses, the settings, and the state to go on from."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ class Run(Stored):
             frame: Its number.
 
         Returns:
-            A new bank on the CPU.
+            A new bank, on the device of the frames.
         """
         values = {name: value[frame] for name, value in self.parameters.items()}
         return ToyBank(self.spec, seeds=self.seeds, init=values, axes=self.axes, dtype=self.weights.dtype, device=self.weights.device)
@@ -86,13 +87,26 @@ class Run(Stored):
         """The run of some instances.
 
         Args:
-            instances: Their numbers.
+            instances: Their numbers, or a mask of all instances.
             axes: Labels of the new instance axis; their seeds if None.
 
         Returns:
-            A run to look at; its settings are those of the whole, and it is not meant to be resumed.
+            Their run, as if they alone had been trained: data and importance that differ between instances are those of the chosen.
+
+        Raises:
+            ShapeError: A number is outside the run, none is left, or a mask has another length.
         """
-        rows = torch.as_tensor(instances, dtype=torch.long).reshape(-1)
+        rows = torch.as_tensor(instances)
+        n = len(self.seeds)
+        if rows.dtype == torch.bool:
+            if rows.shape != (n,):
+                raise ShapeError(f"A mask of shape {list(rows.shape)} selects of {n} instances. Give one entry an instance.")
+            rows = rows.nonzero()
+        rows = rows.reshape(-1).to(self.weights.device, torch.long)
+        wrong = rows[(rows < -n) | (rows >= n)]
+        if len(wrong) or not len(rows):
+            raise ShapeError(f"Instance {int(wrong[0])} was asked for, of {n}." if len(wrong) else "No instance of the run was selected.")
+        rows = rows % n
         seeds = tuple(self.seeds[int(i)] for i in rows)
         return Run(
             self.spec,
@@ -101,14 +115,28 @@ class Run(Stored):
             self.steps,
             {name: value[:, rows] for name, value in self.parameters.items()},
             self.loss_steps,
-            self.losses[:, rows],
-            self.config,
+            self.losses[:, rows.to(self.losses.device)],
+            self.config_of(rows.tolist()),
             State(
                 self.state.step,
-                {name: v[rows] for name, v in self.state.parameters.items()},
-                {name: v[rows] for name, v in self.state.optimizer.items()},
+                {name: v[rows.to(v.device)] for name, v in self.state.parameters.items()},
+                {name: v[rows.to(v.device)] for name, v in self.state.optimizer.items()},
             ),
         )
+
+    def config_of(self, instances: list[int]) -> dict[str, Any]:
+        """The settings of some instances.
+
+        Args:
+            instances: Their numbers.
+
+        Returns:
+            The settings, with their data and importance where these differ between instances.
+        """
+        loss = self.config["loss"]
+        if loss.importance is not None and loss.importance.ndim == 2:
+            loss = dataclasses.replace(loss, importance=loss.importance[instances])
+        return {**self.config, "data": self.config["data"].of(instances), "loss": loss}
 
     def labelled(self, values: Shaped[Tensor, "instance ..."]) -> Tensor:
         """Values of instances, laid out on the labelled axes.
