@@ -95,6 +95,39 @@ def test_a_checkpoint_changes_nothing_and_can_be_gone_on_with(tmp_path, monkeypa
     assert torch.equal(bank.W, whole.weights[-1])
 
 
+def test_a_run_that_is_gone_on_with_stays_as_it_was(tmp_path):
+    whole = fit(ToyBank(SPEC, 3), DATA, **ADAM)
+    start = dataclasses.replace(
+        whole,
+        parameters={name: torch.zeros_like(v) for name, v in whole.parameters.items()},
+        losses=torch.zeros_like(whole.losses),
+        state=dataclasses.replace(
+            whole.state,
+            step=0,
+            parameters=dict(ToyBank(SPEC, 3).named_parameters()),
+            optimizer={name: torch.zeros_like(v) for name, v in whole.state.optimizer.items()},
+        ),
+    )
+    assert_equal_runs(start.resume(), whole)
+    assert not start.weights.any()
+    assert not start.losses.any()
+
+
+def test_a_run_of_another_kind_of_device_is_not_gone_on_with(tmp_path, monkeypatch):
+    """Random numbers of a GPU are not those of a CPU, so that the stream of inputs would be another one."""
+    path = tmp_path / "run.safetensors"
+    run = fit(ToyBank(SPEC, 3), DATA, checkpoint=path, **ADAM)
+    assert run.config["device"] == "cpu"
+    begun = dataclasses.replace(run, config={**run.config, "device": "cuda"}, state=dataclasses.replace(run.state, step=60))
+    begun.save(path)
+    with pytest.raises(ResumeError) as caught:
+        fit(ToyBank(SPEC, 3), DATA, checkpoint=path, **ADAM)
+    assert caught.value.differences == {"device": ("'cuda'", "'cpu'")}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(OptionError, match=r"^device='cpu' is not known\. It can be 'cuda, where this run was begun: "):
+        begun.resume()
+
+
 SCRIPT = """
 import sys, torch
 from mechfeat.data import OneHot

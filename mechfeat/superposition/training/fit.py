@@ -94,6 +94,7 @@ def fit(
         "batch": batch,
         "record": record,
         "gradients": "closed" if closed else "autograd",
+        "device": bank.W.device.type,
     }
     return advance(bank, _begun(bank, config, checkpoint, width), checkpoint, every=every, progress=progress)
 
@@ -188,10 +189,11 @@ def _begun(bank: ToyBank, config: dict[str, Any], checkpoint: str | Path | None,
     if checkpoint is not None and Path(checkpoint).exists():
         run = Run.load(checkpoint)
         here = {"spec": bank.spec, "seeds": bank.seeds, "axes": bank.axes, "dtype": str(bank.W.dtype)} | config
-        there = {"spec": run.spec, "seeds": run.seeds, "axes": run.axes, "dtype": str(run.weights.dtype)} | dict(run.config)
+        there = {"spec": run.spec, "seeds": run.seeds, "axes": run.axes, "dtype": str(run.weights.dtype), "device": "cpu"}
+        there |= run.config
         initial = run.config["initial"]
         mine = _fingerprint(bank)
-        differ = {k: (_text(there[k]), _text(v)) for k, v in here.items() if _text(there.get(k)) != _text(v)}
+        differ = {k: (_text(there[k]), _text(v)) for k, v in here.items() if _text(there[k]) != _text(v)}
         if not differ and initial != mine:
             differ["initial weights"] = (initial, mine)
         if differ:

@@ -206,7 +206,7 @@ class Run(Stored):
         return find_events(self.weights, self.steps, self.losses, self.loss_steps, drop=drop, moved=moved)
 
     def resume(self, *, checkpoint: str | Path | None = None, every: int | None = None, progress: bool = False) -> "Run":
-        """Go on where training stands, with the same settings, bit for bit.
+        """Go on where training stands, with the same settings, bit for bit. This run stays as it is.
 
         Args:
             checkpoint: A file to save to on the way; give that of the interrupted run to continue it.
@@ -215,13 +215,21 @@ class Run(Stored):
 
         Returns:
             The completed run; itself if it was complete.
+
+        Raises:
+            OptionError: It was trained on another kind of device than there is here, whose random numbers are others.
         """
         from mechfeat.superposition.training.fit import advance
 
+        if self.state.step >= self.config["steps"]:
+            return self
+        device = torch.device(self.config.get("device", "cpu"))
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise OptionError("device", "cpu", ["cuda, where this run was begun: other kinds of device draw other random numbers"])
         state = self.state.parameters
-        device = self.weights.device
         bank = ToyBank(self.spec, seeds=self.seeds, init=state, axes=self.axes, dtype=self.weights.dtype, device=device)
-        return advance(bank, self, checkpoint, every=every, progress=progress)
+        own = dataclasses.replace(self, parameters={name: v.clone() for name, v in self.parameters.items()}, losses=self.losses.clone())
+        return advance(bank, own, checkpoint, every=every, progress=progress)
 
     def _axis(self, name: str) -> int:
         if name not in self.axes:
