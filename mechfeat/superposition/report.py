@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mechfeat.errors import DegenerateNullError, ShapeError, UnsupportedLayerError
+from mechfeat.errors import DegenerateNullError, NonFiniteError, ShapeError, UnsupportedLayerError
 from mechfeat.features import FeatureSet, Finding, Samples, signal_share, storable
 from mechfeat.features.storage import Stored
 from mechfeat.hooks import HookedModel, hooked
@@ -100,8 +100,9 @@ def superposition_report(
         The report; ``skipped`` says what was not measured and why.
 
     Raises:
-        ShapeError: Features have another number of channels, there are fewer than three samples, or labels do not fit.
-        OptionError: ``n_null`` or another number of draws is not positive.
+        ShapeError: Features have another number of channels, there are fewer than three samples, labels do not fit, ``n_null`` or
+            ``n_boot`` is not positive, or ``max_samples`` is below three.
+        NonFiniteError: An activation, or a direction, is NaN or infinite.
 
     Cost:
         ``n_null`` evaluations of each measure: O(n² m) each for n directions; O(samples · m log samples) for the shuffled units.
@@ -113,11 +114,17 @@ def superposition_report(
         >>> len(report.features), sorted(report.findings)[:3], sorted(report.skipped)
         (12, ['active_dimensions', 'active_units', 'effective_rank'], ['polysemanticity', 'separability'])
     """
+    if n_null < 1 or n_boot < 1 or max_samples < 3:
+        raise ShapeError(
+            f"n_null={n_null}, n_boot={n_boot} and max_samples={max_samples}. At least one draw of each is needed, and three samples."
+        )
     hm = hooked(model)
     with torch.no_grad():
         samples = hm.record(x, [hook]).samples(hook)
     if len(samples) < 3:
         raise ShapeError(f"There are {len(samples)} samples at {hook!r}. A report on superposition needs at least three.")
+    if not bool(torch.isfinite(samples.values).all()):
+        raise NonFiniteError(f"The activations at {hook!r} hold NaN or infinity. `torch.isfinite` of the inputs and weights shows where.")
     skipped: dict[str, str] = {}
     directions = _features(hm, hook, features, samples, skipped)
     findings: dict[str, Finding] = {}
@@ -144,6 +151,7 @@ def superposition_report(
 
         def chance(rows: Tensor, generator: torch.Generator) -> Tensor:
             other = random_directions(*unit.shape, generator=generator, dtype=rows.dtype, device=rows.device)
+            other = other * unit.any(-1, keepdim=True)  # a zero row is a feature that is not there, by chance as well
             return torch.cat([rows[:, :n_units], rows[:, :n_units] @ other.mT], -1)
 
         findings["superposition_ratio"] = _activation(hook, stacked, of, ratio, chance, "random directions", draws, n_units=len(unit))

@@ -120,6 +120,16 @@ def test_a_dictionary_is_known_for_what_it_is():
     assert same["superposition_ratio"].value == report["superposition_ratio"].value
 
 
+def test_features_that_are_not_there_do_not_count_by_chance_either():
+    A, W = torch.randn(60, 8), torch.randn(5, 8)
+    one, other = (
+        superposition_report(nn.Sequential(nn.Identity()), "0", A, features=F, n_null=99)["superposition_ratio"]
+        for F in (W, torch.cat([W, torch.zeros(40, 8)]))
+    )
+    assert other.value == pytest.approx(one.value)
+    assert other.null.max() <= 5 / 8  # of five features, however random
+
+
 def test_basis_and_dimensions_of_activations():
     g = torch.Generator().manual_seed(0)
     privileged = torch.relu(torch.randn(300, 1, generator=g)) * torch.tensor([[5.0, 1.0, 0.1, 0.1]])
@@ -156,6 +166,11 @@ def test_errors(unchecked):
     with pytest.raises(ShapeError) as error:
         superposition_report(net, "0", x[:2])
     assert str(error.value) == "There are 2 samples at '0'. A report on superposition needs at least three."
+    with pytest.raises(ShapeError) as error:
+        superposition_report(net, "0", x, n_null=0)
+    assert str(error.value) == "n_null=0, n_boot=200 and max_samples=4096. At least one draw of each is needed, and three samples."
+    with pytest.raises(NonFiniteError, match=r"^The activations at '0' hold NaN or infinity\."):
+        superposition_report(net, "0", x / 0)
     samples, labels = planted()
     with pytest.raises(ShapeError) as error:
         unit_polysemanticity(samples, labels[:5])
