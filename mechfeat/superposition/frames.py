@@ -59,7 +59,7 @@ def welch_bound(W: Float[Tensor, "*instance feature hidden"]) -> Float[Tensor, "
     """
     n, m = _represented(W), W.shape[-1]
     # (n - 1) is at least 1 wherever n > m, and the quotient is not used elsewhere.
-    return torch.where(n > m, (n - m).clamp_min(0) / (m * (n - 1).clamp_min(1)), 0.0).sqrt()
+    return torch.where(n > m, (n - m).clamp_min(0) / (m * (n - 1).clamp_min(1)), 0.0).sqrt().to(W.dtype)
 
 
 def welch_gap(W: Float[Tensor, "*instance feature hidden"]) -> Float[Tensor, "*instance"]:
@@ -111,7 +111,7 @@ def frame_potential(W: Float[Tensor, "*instance feature hidden"]) -> Float[Tenso
     """
     n = _represented(W)
     least = torch.maximum(n * n / W.shape[-1], n)
-    return (_cosines(W).square().sum((-2, -1)) + n) / torch.where(n == 0, 1.0, least)
+    return ((_summed(_cosines(W).square()) + n) / torch.where(n == 0, 1.0, least)).to(W.dtype)
 
 
 def tightness(W: Float[Tensor, "*instance feature hidden"]) -> Float[Tensor, "*instance"]:
@@ -164,7 +164,7 @@ def relu_energy(W: Float[Tensor, "*instance feature hidden"]) -> Float[Tensor, "
         >>> relu_energy(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 1.0]]))
         tensor(1.0000)
     """
-    return torch.relu(_cosines(W)).square().sum((-2, -1))
+    return _summed(torch.relu(_cosines(W)).square()).to(W.dtype)
 
 
 def mean_squared_overlap(W: Float[Tensor, "*instance feature hidden"]) -> Float[Tensor, "*instance"]:
@@ -188,7 +188,7 @@ def mean_squared_overlap(W: Float[Tensor, "*instance feature hidden"]) -> Float[
         tensor(0.3333)
     """
     n = _represented(W)
-    return _cosines(W).square().sum((-2, -1)) / (n * (n - 1)).clamp_min(1)
+    return (_summed(_cosines(W).square()) / (n * (n - 1)).clamp_min(1)).to(W.dtype)
 
 
 def _cosines(W: Tensor) -> Tensor:
@@ -199,7 +199,12 @@ def _cosines(W: Tensor) -> Tensor:
     return (unit @ unit.mT).masked_fill(own, 0.0).clamp(-1, 1)
 
 
+def _summed(squares: Tensor) -> Tensor:
+    """Sum over pairs, in float32 at least: in 16 bits it overflows beyond some hundred features."""
+    return squares.sum((-2, -1), dtype=torch.promote_types(squares.dtype, torch.float32))
+
+
 def _represented(W: Tensor) -> Tensor:
-    """Number of rows other than 0, in the dtype of ``W``; a row with NaN counts."""
+    """Number of rows other than 0, in float32 at least; a row with NaN counts."""
     _check(W)
-    return (W != 0).any(-1).sum(-1).to(W.dtype)
+    return (W != 0).any(-1).sum(-1).to(torch.promote_types(W.dtype, torch.float32))

@@ -182,7 +182,8 @@ def features_per_dimension(
         tensor(1.5000)
     """
     _check(W)
-    return W.square().sum((-2, -1)) / W.shape[-1]
+    # Summed in float32 at least: the sum may overflow where the quotient does not.
+    return (W.square().sum((-2, -1), dtype=torch.promote_types(W.dtype, torch.float32)) / W.shape[-1]).to(W.dtype)
 
 
 def effective_rank(
@@ -256,12 +257,14 @@ def participation_ratio(
         >>> participation_ratio(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]))
         tensor(1.8000)
     """
-    W = W / _largest(W)[..., None, None]
+    dtype = W.dtype
+    # Fourth powers of a few hundred entries overflow in 16 bits.
+    W = (W / _largest(W)[..., None, None]).to(torch.promote_types(dtype, torch.float32))
     # W Wᵀ and Wᵀ W have the same eigenvalues other than 0; the smaller one is formed.
     gram = W @ W.mT if W.shape[-2] <= W.shape[-1] else W.mT @ W
     total = W.square().sum((-2, -1))
     squares = gram.square().sum((-2, -1))
-    return total.square() / torch.where(squares == 0, 1.0, squares)
+    return (total.square() / torch.where(squares == 0, 1.0, squares)).to(dtype)
 
 
 def _check(W: Tensor) -> None:

@@ -60,9 +60,9 @@ def features_per_unit(W: Float[Tensor, "*instance feature unit"]) -> Float[Tenso
         >>> features_per_unit(torch.tensor([[1.0, 1.0, 0.0], [0.0, -1.0, 0.0]]))
         tensor([1., 2., 0.])
     """
-    squares = _squares(W)
+    squares = _squares(W).to(torch.promote_types(W.dtype, torch.float32))  # the square of a sum overflows in 16 bits
     fourth = squares.square().sum(-2)
-    return squares.sum(-2).square() / torch.where(fourth == 0, 1.0, fourth)
+    return (squares.sum(-2).square() / torch.where(fourth == 0, 1.0, fourth)).to(W.dtype)
 
 
 def monosemantic(W: Float[Tensor, "*instance feature unit"], *, share: int | float = 0.9) -> Float[Tensor, "*instance"]:

@@ -52,6 +52,19 @@ def polygon(k):
 # The literal forms
 
 
+@pytest.mark.parametrize(
+    "metric", [*ROTATION_FREE, superposition.participation_ratio, features_per_dimension, features_per_unit, polysemanticity]
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_many_features_in_sixteen_bits(metric, dtype):
+    """Sums over pairs of 1,500 features pass the largest float16; the measures do not."""
+    W = torch.randn(1500, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = metric(W)
+    assert found.dtype == dtype
+    # The entries of the unit rows carry a rounding each, and so does the result.
+    torch.testing.assert_close(found.double(), metric(W.double()), rtol=4 * torch.finfo(dtype).eps, atol=0)
+
+
 @pytest.mark.parametrize("name", FRAMES)
 @given(W=matrices())
 def test_frames_match_the_definition(name, W):
