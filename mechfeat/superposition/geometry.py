@@ -5,6 +5,7 @@ product of the components, and each of them can be looked up: an arrangement of 
 dimensions evenly has dimensionality :math:`m/n` everywhere.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -233,24 +234,35 @@ def canonicalise(W: Float[Tensor, "feature hidden"], *, threshold: int | float =
                 [ 0.,  3.]])
     """
     graph = feature_graph(W, threshold=threshold, min_norm=0)
-    norms = W.norm(dim=-1).tolist()
-    order = [i for f in graph.factors for i in sorted(f.features, key=lambda i: (-round(norms[i], 9), i))]
+    rounding = max(1e-9, 10 * torch.finfo(W.dtype).eps)  # of the largest entry: float32 has no ninth digit
+    scale = W.abs().amax().clamp_min(torch.finfo(W.dtype).tiny)
+    rank = _ranks((W / scale).norm(dim=-1).tolist(), rounding)
+    order = [i for f in graph.factors for i in sorted(f.features, key=lambda i: (rank[i], i))]
     rows = W[order + [i for i in range(len(W)) if i not in set(order)]]
     # A row that the rows before it span adds no coordinate. A plain QR would give it one made of rounding.
     basis: list[Tensor] = []
     out = torch.zeros_like(rows)
-    scale = rows.abs().amax().clamp_min(torch.finfo(W.dtype).tiny)
     for k, row in enumerate(rows):
         rest = row
         for _ in range(2):  # once more, for what the first pass leaves by rounding
             for q in basis:
                 rest = rest - (rest @ q) * q
-        if len(basis) < W.shape[1] and rest.norm() > 1e-9 * scale * max(W.shape):
+        if len(basis) < W.shape[1] and rest.norm() > rounding * scale * max(W.shape):
             basis.append(rest / rest.norm())
         if basis:
             out[k, : len(basis)] = torch.stack(basis) @ row
     # What rounding leaves in the coordinates of other factors is 0.
-    return torch.where(out.abs() > 1e-12 * scale, out, 0.0)
+    return torch.where(out.abs() > max(1e-12, 10 * torch.finfo(W.dtype).eps) * scale, out, 0.0)
+
+
+def _ranks(lengths: list[float], rounding: float) -> list[int]:
+    """Place of each length, the longest first; lengths that differ by rounding share one."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    found, rank = [0] * len(lengths), 0
+    for before, i in itertools.pairwise(order):
+        rank += lengths[before] - lengths[i] > rounding
+        found[i] = rank
+    return found
 
 
 def _components(joined: Tensor, alive: Tensor) -> list[list[int]]:

@@ -191,6 +191,16 @@ def test_canonical_position_does_not_depend_on_rotation(seed):
     torch.testing.assert_close(found.norm(dim=-1).sort().values, W.norm(dim=-1).sort().values)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-11, 1.0])
+def test_a_rotation_changes_nothing_in_either_precision(dtype, scale):
+    """Three equal corners, an uneven pair and a feature of its own: rounding must neither order nor span anything."""
+    W = torch.block_diag(polytope("triangle"), torch.tensor([[1.0], [-0.5]]), torch.tensor([[0.7]])) * scale
+    for _ in range(5):
+        found = canonicalise((W @ torch.linalg.qr(torch.randn(4, 4)).Q).to(dtype))
+        torch.testing.assert_close(found.double(), canonicalise(W), rtol=0, atol=8 * torch.finfo(dtype).eps * scale)
+
+
 def test_factors_stand_in_their_own_coordinates():
     W = torch.block_diag(polytope("digon"), polytope("pentagon"), 2 * polytope("own dimension"))
     Q = torch.linalg.qr(torch.randn(4, 4)).Q
