@@ -1,6 +1,8 @@
 """Directions and polytopes: ideal coordinates, counting that does not depend on order, graphs, a fixed position."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -208,6 +210,24 @@ def test_factors_stand_in_their_own_coordinates():
     assert (found[:5, 2:] == 0).all()
     assert (found[5:, :2] == 0).all()
     assert found[5:7, 2].tolist() == pytest.approx([1.0, -1.0])
+
+
+PEAK = """
+import resource, scipy.cluster.hierarchy, scipy.spatial.distance, torch
+from mechfeat.superposition import count_directions
+W = torch.randn(1000, 256)
+count_directions(W[:50], 30)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+count_directions(W, 30)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.full
+def test_angles_take_no_more_memory_than_pairs():
+    """A thousand directions of 256 channels: 8 MB a matrix of pairs, and 2 GB one of differences."""
+    found = subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True)
+    assert int(found.stdout) < 200_000  # KiB
 
 
 # Errors
