@@ -13,6 +13,7 @@ from mechfeat.features import storable
 from mechfeat.features.storage import Stored
 from mechfeat.models import ToyBank, ToySpec
 from mechfeat.superposition.training.batches import FullBatch
+from mechfeat.superposition.training.checks import check_sizes
 from mechfeat.superposition.training.gradients import Gradients, is_closed
 from mechfeat.superposition.training.losses import Loss, mse
 
@@ -94,8 +95,9 @@ def quasi_static(
         The sweep.
 
     Raises:
-        OptionError: ``free`` names an unknown parameter.
-        ShapeError: There is no level or step.
+        OptionError: ``free`` or the control names an unknown parameter, or ``free`` none.
+        ShapeError: There is no level or step, a mask or a moved parameter does not fit, or the data has another number of features,
+            outputs or instances than the bank.
 
     Cost:
         ``len(path) * steps`` gradients.
@@ -111,20 +113,27 @@ def quasi_static(
     """
     start = {name: p.detach().double() for name, p in bank.named_parameters()}
     unknown = [name for name in free if name not in start]
-    if unknown:
-        raise OptionError("free", unknown[0], tuple(start))
+    if unknown or not free:
+        raise OptionError("free", unknown[0] if unknown else {}, tuple(start))
     if not len(path) or steps < 1:
         raise ShapeError(f"A path of {len(path)} levels with steps={steps}. Give at least one of each.")
+    _fits({name: mask.shape for name, mask in free.items()}, start, "The mask of")
     masks = {name: mask.to(start[name].device).expand_as(start[name]) for name, mask in free.items()}
-    data = OneHot(bank.spec.n_features) if data is None else data
-    batch = FullBatch(data, task or identity(), 0, len(bank), start["W"]).batch
+    data, task = OneHot(bank.spec.n_features) if data is None else data, task or identity()
+    check_sizes(bank, data, task)
+    batch = FullBatch(data, task, 0, len(bank), start["W"]).batch
     engine = Gradients(bank.spec, loss or mse(), None, closed=is_closed(bank.spec))
     from tqdm.auto import tqdm
 
     values = start
     kept, losses, unrest = [], [], []
     for level in tqdm(path, desc="sweep", unit="level", disable=not progress):
-        moved = {**start, **control(dict(start), float(level))}
+        controlled = control(dict(start), float(level))
+        unknown = [name for name in controlled if name not in start]
+        if unknown:
+            raise OptionError("control", unknown[0], tuple(start))
+        _fits({name: v.shape for name, v in controlled.items()}, start, "The control's")
+        moved = {**start, **{name: v.to(start[name]).expand_as(start[name]) for name, v in controlled.items()}}
         began = values if memory else start
         values = {k: torch.where(masks[k], began[k], v) if k in masks else v for k, v in moved.items()}
         values = {k: v.clone() for k, v in values.items()}
@@ -147,3 +156,10 @@ def quasi_static(
         torch.stack(unrest),
         memory,
     )
+
+
+def _fits(shapes: Mapping[str, Sequence[int]], start: Values, what: str) -> None:
+    for name, shape in shapes.items():
+        full = list(start[name].shape)
+        if len(shape) > len(full) or any(a not in (1, b) for a, b in zip(reversed(shape), reversed(full))):
+            raise ShapeError(f"{what} {name!r} has shape {list(shape)}, which does not broadcast to {full}.")

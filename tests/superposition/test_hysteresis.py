@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mechfeat.data import OneHot
+from mechfeat.data import Exact, OneHot, ands
 from mechfeat.errors import OptionError, ShapeError
 from mechfeat.models import ToyBank, ToySpec
 from mechfeat.superposition import Hysteresis, Record, Schedule, fit, hysteresis, quasi_static, widen_gap
@@ -130,3 +130,38 @@ def test_errors(unchecked):
     with pytest.raises(ShapeError) as error:
         widen_gap({"W": torch.zeros(1, 3, 4)}, 0, 1, 5)
     assert str(error.value) == "W has shape [1, 3, 4]. An angle between features is widened in two hidden dimensions."
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"free": {}}, OptionError, "free={} is not known. It can be 'W', 'b'."),
+        (
+            {"free": {"W": torch.ones(5, dtype=torch.bool)}},
+            ShapeError,
+            "The mask of 'W' has shape [5], which does not broadcast to [1, 6, 2].",
+        ),
+        ({"control": lambda start, level: {"bias": start["b"]}}, OptionError, "control='bias' is not known. It can be 'W', 'b'."),
+        (
+            {"control": lambda start, level: {"b": torch.zeros(5)}},
+            ShapeError,
+            "The control's 'b' has shape [5], which does not broadcast to [1, 6].",
+        ),
+        ({"data": OneHot(5)}, ShapeError, "The data has 5 features and the bank 6. They must agree."),
+        (
+            {"task": ands([(0, 1)])},
+            ShapeError,
+            "The task 'ands' has 1 outputs and the bank 6. Make it with ToySpec(..., n_outputs=1).",
+        ),
+        (
+            {"data": Exact(6, torch.eye(6), torch.full((2, 6), 1 / 6))},
+            ShapeError,
+            "The data has distributions for 2 instances, and the bank has 1.",
+        ),
+    ],
+)
+def test_a_sweep_that_would_move_nothing_or_learn_something_else(unchecked, options, error, message):
+    options = {"control": push, "free": {"W": ALL}, "steps": 2} | options
+    with pytest.raises(error) as caught:
+        quasi_static(ToyBank(ToySpec(6, 2), 1), options.pop("control"), [0.0], **options)
+    assert str(caught.value) == message

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mechfeat.data import Task, ToyData
 from mechfeat.data import identity as identity_task
-from mechfeat.errors import OptionError, ResumeError, ShapeError
+from mechfeat.errors import OptionError, ResumeError
 from mechfeat.models import ToyBank
 from mechfeat.superposition.training.batches import FullBatch, Sampled, steps_of_block
+from mechfeat.superposition.training.checks import check
 from mechfeat.superposition.training.gradients import Gradients, is_closed
 from mechfeat.superposition.training.losses import Loss, mse
 from mechfeat.superposition.training.optimizers import Optimizer
@@ -79,7 +80,7 @@ def fit(
         (torch.Size([100, 3, 6, 2]), torch.Size([201, 3]))
     """
     task, loss, record, optimizer = task or identity_task(), loss or mse(), record or Record(), Optimizer.of(optimizer)
-    _check(bank, data, task, loss, steps=steps, batch=batch, chunk=chunk, every=every, gradients=gradients)
+    check(bank, data, task, loss, steps=steps, batch=batch, chunk=chunk, every=every, gradients=gradients)
     closed = gradients != "autograd" and is_closed(bank.spec)
     if gradients == "closed" and not closed:
         raise OptionError("gradients", gradients, ["'auto'", "'autograd' for unit rows, MLPs and activations of your own"])
@@ -242,46 +243,3 @@ def _chunk(bank: ToyBank, data: ToyData, batch: int | None) -> int:
     if batch is not None:
         numbers += steps_of_block(data, batch) * batch * spec.n_features // 8  # drawn ahead, and read once
     return max(1, CACHE // (numbers * bank.W.element_size()))
-
-
-def _check(
-    bank: ToyBank,
-    data: ToyData,
-    task: Task,
-    loss: Loss,
-    *,
-    steps: int,
-    batch: int | None,
-    chunk: int | str,
-    every: int | None,
-    gradients: str,
-) -> None:
-    spec = bank.spec
-    if gradients not in ("auto", "closed", "autograd"):
-        raise OptionError("gradients", gradients, ("auto", "closed", "autograd"))
-    if isinstance(chunk, str) and chunk != "auto":
-        raise OptionError("chunk", chunk, ["auto", "a number of instances"])
-    for name, value in (("steps", steps), ("batch", batch), ("chunk", chunk), ("every", every)):
-        if isinstance(value, int) and value < 1:
-            raise ShapeError(f"{name}={value}. It is at least 1.")
-    if data.n_features != spec.n_features:
-        raise ShapeError(f"The data has {data.n_features} features and the bank {spec.n_features}. They must agree.")
-    if data.n_instances not in (None, len(bank)):
-        raise ShapeError(f"The data has distributions for {data.n_instances} instances, and the bank has {len(bank)}.")
-    if task.n_outputs(data.n_features) != spec.outputs:
-        raise ShapeError(
-            f"The task {task.kind!r} has {task.n_outputs(data.n_features)} outputs and the bank {spec.outputs}. "
-            f"Make it with ToySpec(..., n_outputs={task.n_outputs(data.n_features)})."
-        )
-    if task.kind == "ands" and max(max(pair) for pair in task.pairs) >= data.n_features:
-        raise ShapeError(f"The task names feature {max(max(p) for p in task.pairs)}, and there are {data.n_features}, numbered from 0.")
-    importance = loss.importance
-    if importance is not None and tuple(importance.shape) not in ((spec.outputs,), (len(bank), spec.outputs)):
-        raise ShapeError(
-            f"importance has shape {list(importance.shape)}. For this bank it is [{spec.outputs}], or [{len(bank)} {spec.outputs}] "
-            "for each instance."
-        )
-    if loss.kind == "cross_entropy" and (spec.activation != "identity" or importance is not None):
-        raise OptionError("loss", "cross_entropy", ["another loss; cross-entropy takes activation='identity', and no importance"])
-    if batch is None and data.n_inputs is None:
-        raise OptionError("batch", batch, [f"a number of inputs: {type(data).__name__} has infinitely many"])
