@@ -5,6 +5,7 @@ eigenvalue therefore shows twice, in the spectrum and in the growth of a differe
 depends on rounding, since what grows may begin at 1e-16: compare rates, never steps.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechfeat.errors import NonFiniteError, ShapeError
+from mechfeat.errors import NonFiniteError, OptionError, ShapeError
 from mechfeat.features import storable
 from mechfeat.features.storage import Stored
 
@@ -160,6 +161,7 @@ def escape_rates(
     Raises:
         ShapeError: There are fewer than two steps, they do not rise, or ``lr`` does not reach the last.
         NonFiniteError: A difference is not positive and finite, so it has no logarithm.
+        OptionError: A rate is negative or not finite, or all rates of a window are 0.
 
     Example:
         >>> t = torch.tensor([0, 10, 20])
@@ -174,18 +176,25 @@ def escape_rates(
     rates = lr.double() if isinstance(lr, Tensor) else torch.full((last,), float(lr), dtype=torch.float64)
     if len(rates) < last:
         raise ShapeError(f"lr holds {len(rates)} steps, and the last difference is of step {last}. Give one rate for each step before it.")
+    windows = [rates[a:b] for a, b in itertools.pairwise(steps.tolist())]
+    if not all(bool(torch.isfinite(w).all() and (w >= 0).all() and w.any()) for w in windows):
+        raise OptionError("lr", float(rates[:last].min()), ["rates of at least 0, not all 0 between two steps"])
     growth = difference.double().log().diff()
-    found = [_implied(rates[a:b].to(growth.device), g) for a, b, g in zip(steps[:-1].tolist(), steps[1:].tolist(), growth, strict=True)]
+    found = [_implied(w.to(growth.device), g) for w, g in zip(windows, growth, strict=True)]
     return EscapeRates(steps[:-1], steps[1:], growth, torch.stack(found))
 
 
 def _implied(rates: Tensor, growth: Tensor) -> Tensor:
-    """Newton's method from the continuous rate; the sum is concave in λ, so that it converges from one side."""
-    eigenvalue = -growth / rates.sum()
-    for _ in range(50):
+    """Newton's method; the sum is concave and falls in λ, so that it converges from above."""
+    limit = 1 / rates.max()  # beyond it a step would turn the sign
+    eigenvalue = -growth / rates.sum()  # the continuous rate, which lies above
+    if bool(eigenvalue >= limit):
+        eigenvalue = -torch.expm1(growth / len(rates)) * limit  # all steps at the largest rate, which lies below
+    for _ in range(100):
         at = 1 - rates * eigenvalue
         step = (at.log().sum() - growth) / (-rates / at).sum()
-        eigenvalue = eigenvalue - step
+        following = eigenvalue - step
+        eigenvalue = following if bool(following < limit) else (eigenvalue + limit) / 2
         if bool(step.abs() <= 1e-14 * eigenvalue.abs()):
             break
     return eigenvalue

@@ -76,6 +76,16 @@ def test_growth_gives_the_eigenvalue_back(eigenvalue, lr):
     assert float(found.relative_errors(torch.full((3,), -2.0))[0]) == pytest.approx(abs(eigenvalue + 2) / 2, rel=1e-6)
 
 
+@given(st.floats(0.0, 0.999), st.integers(1, 30))
+def test_decay_gives_the_eigenvalue_back(share, n):
+    """However fast: a step may take all but a thousandth of the difference."""
+    rates = 0.2 * (1 + torch.arange(n) / n)
+    eigenvalue = share / float(rates.max())
+    left = (1 - rates * eigenvalue).log().sum().exp()
+    found = escape_rates(torch.stack([torch.ones(()), left]), torch.tensor([0, n]), rates)
+    torch.testing.assert_close(found.eigenvalues, torch.tensor([eigenvalue]), rtol=1e-9, atol=1e-12)
+
+
 @pytest.fixture(scope="module")
 def saddle():
     """Seed 2 of the notebook: n = 40, m = 2, ReLU(z + 1), in float64."""
@@ -192,6 +202,9 @@ def test_errors(unchecked):
     with pytest.raises(NonFiniteError) as error:
         escape_rates(torch.tensor([1.0, 0.0]), torch.tensor([0, 3]), 0.1)
     assert str(error.value) == "A difference is not positive and finite, so its growth has no rate. Leave out the frames where it is 0."
+    with pytest.raises(OptionError) as error:
+        escape_rates(torch.ones(2), torch.tensor([0, 3]), 0.0)
+    assert str(error.value) == "lr=0.0 is not known. It can be 'rates of at least 0, not all 0 between two steps'."
     with pytest.raises(ShapeError):
         local_learning_coefficient(lambda w: w.sum(-1), torch.zeros(1), n=1)
     with pytest.raises(NonFiniteError) as error:
