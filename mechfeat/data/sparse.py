@@ -149,7 +149,7 @@ class SparseUniform(ToyData):
             Inputs, and weights for each instance if densities differ between instances.
 
         Raises:
-            ShapeError: There would be more than a million inputs, or none.
+            ShapeError: There would be more than a million inputs, or none, or none of those that an instance has.
         """
         from numpy.polynomial.legendre import leggauss
 
@@ -175,7 +175,11 @@ class SparseUniform(ToyData):
         p = density.reshape(-1, 1, 1) if density.ndim < 2 else density[:, None]
         weight = torch.cat(mass) * torch.where(on > 0, p, 1 - p).prod(-1)
         total = weight.sum(1, keepdim=True)
-        weight = weight / torch.where(total > 0, total, 1.0)
+        if not bool((total > 0).all()):
+            raise ShapeError(
+                f"At density {float(density.max()):g} no input has as few as max_active={max_active} of {n} features active. Give more."
+            )
+        weight = weight / total
         return Exact(
             n, unit_length(x) if self.normalise else x, weight if self.n_instances else weight[0], max(0.0, float((1 - total).max()))
         )

@@ -125,6 +125,7 @@ class Exact(ToyData):
 
     Raises:
         ShapeError: There is no input, or the weights are of another number.
+        OptionError: A weight is negative or not finite, or those of an instance do not sum to 1.
     """
 
     x: Float[Tensor, "sample feature"]
@@ -138,6 +139,10 @@ class Exact(ToyData):
                 f"x has shape {list(self.x.shape)} and weight {list(self.weight.shape)}. Inputs are [sample {self.n_features}], at least "
                 "one, and weights [sample] or [instance sample]."
             )
+        total = self.weight.double().sum(-1)
+        if not bool((self.weight >= 0).all()) or not bool(((total - 1).abs() <= 1e-3).all()):
+            wrong = float(self.weight.min()) if not bool((self.weight >= 0).all()) else float(total.reshape(-1)[(total - 1).abs().argmax()])
+            raise OptionError("weight", wrong, ["numbers of at least 0 that sum to 1, for each instance"])
 
     @property
     def n_instances(self) -> int | None:

@@ -258,6 +258,21 @@ def test_tasks():
             ShapeError,
             "x has shape [2, 3] and weight [4]. Inputs are [sample 3], at least one, and weights [sample] or [instance sample].",
         ),
+        (
+            lambda: Exact(2, torch.eye(2), torch.tensor([3.0, 4.0])),
+            OptionError,
+            "weight=7.0 is not known. It can be 'numbers of at least 0 that sum to 1, for each instance'.",
+        ),
+        (
+            lambda: Exact(2, torch.eye(2), torch.tensor([[0.5, 0.5], [2.0, -1.0]])),
+            OptionError,
+            "weight=-1.0 is not known. It can be 'numbers of at least 0 that sum to 1, for each instance'.",
+        ),
+        (
+            lambda: SparseUniform(4, density=torch.tensor([0.5, 1.0])).expectation(max_active=2, points=2),
+            ShapeError,
+            "At density 1 no input has as few as max_active=2 of 4 features active. Give more.",
+        ),
         (lambda: ands([]), ShapeError, "No pair was given. Pairs are of two different features, numbered from 0."),
         (lambda: ands([(0, 1), (2, 2)]), ShapeError, "(2, 2) was given. Pairs are of two different features, numbered from 0."),
     ],

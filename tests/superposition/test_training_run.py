@@ -347,6 +347,13 @@ def test_progress_counts_every_step(capsys, tmp_path):
             ShapeError,
             "The task names feature 6, and there are 6, numbered from 0.",
         ),
+        ({"lr": math.nan}, OptionError, "lr=nan is not known. It can be 'a finite number of at least 0', 'a Schedule'."),
+        ({"lr": -0.1}, OptionError, "lr=-0.1 is not known. It can be 'a finite number of at least 0', 'a Schedule'."),
+        (
+            {"bank": ToyBank(SPEC, 3).requires_grad_(False)},
+            OptionError,
+            "W.requires_grad=False is not known. It can be 'True: fit trains every parameter; quasi_static holds what is not free'.",
+        ),
         ({"record": Record((0, 11))}, ShapeError, "Record names the step 11 for frames; this run has the steps 0 to 10."),
         ({"record": Record(0)}, ShapeError, "Record was asked for frames=0. It keeps at least the last."),
     ],
@@ -370,10 +377,16 @@ def test_what_is_refused(unchecked, options, error, message):
         ),
         (lambda: Schedule(0.1, 1.0, 0.1, warmup=2.0), "warmup=2.0 is not known. It can be 'a share between 0 and 1'."),
         (lambda: Schedule(0.1, 1.0, 0.1, decay="step"), "decay='step' is not known. It can be 'geometric', 'cosine'."),
+        (
+            lambda: Schedule(0.1, 1.0, 0.1, steps=0),
+            "steps=0 is not known. It can be 'a number of at least 1', 'None for those of the run'.",
+        ),
+        (lambda: mse(torch.tensor([1.0, -2.0])), "importance=-2.0 is not known. It can be 'finite numbers of at least 0'."),
+        (lambda: mse(torch.tensor([1.0, math.nan])), "importance=nan is not known. It can be 'finite numbers of at least 0'."),
         (lambda: Record(spacing="square"), "spacing='square' is not known. It can be 'linear', 'log'."),
     ],
 )
-def test_schedules_that_are_refused(unchecked, make, message):
+def test_settings_that_are_refused(unchecked, make, message):
     with pytest.raises(OptionError) as caught:
         make()
     assert str(caught.value) == message

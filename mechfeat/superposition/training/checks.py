@@ -1,9 +1,12 @@
 """What can be trained: sizes of data, task, loss and bank that fit each other."""
 
+import math
+
 from mechfeat.data import Task, ToyData
 from mechfeat.errors import OptionError, ShapeError
 from mechfeat.models import ToyBank
 from mechfeat.superposition.training.losses import Loss
+from mechfeat.superposition.training.schedule import Schedule
 
 
 def check(
@@ -13,6 +16,7 @@ def check(
     loss: Loss,
     *,
     steps: int,
+    lr: int | float | Schedule,
     batch: int | None,
     chunk: int | str,
     every: int | None,
@@ -26,6 +30,7 @@ def check(
         task: What is to be computed.
         loss: The loss.
         steps: Steps.
+        lr: Learning rate, or a schedule.
         batch: Inputs of a step.
         chunk: Instances computed together.
         every: Steps between checkpoints.
@@ -33,7 +38,8 @@ def check(
 
     Raises:
         ShapeError: Sizes differ, or a number is not positive.
-        OptionError: An option is not known, ``batch`` is missing, or the loss does not go with the model.
+        OptionError: An option is not known, ``lr`` is no rate, ``batch`` is missing, a parameter of the bank is frozen, or the loss does
+            not go with the model.
     """
     spec = bank.spec
     if gradients not in ("auto", "closed", "autograd"):
@@ -43,6 +49,11 @@ def check(
     for name, value in (("steps", steps), ("batch", batch), ("chunk", chunk), ("every", every)):
         if isinstance(value, int) and value < 1:
             raise ShapeError(f"{name}={value}. It is at least 1.")
+    if not isinstance(lr, Schedule) and not 0 <= lr < math.inf:
+        raise OptionError("lr", lr, ["a finite number of at least 0", "a Schedule"])
+    frozen = [name for name, p in bank.named_parameters() if not p.requires_grad]
+    if frozen:
+        raise OptionError(f"{frozen[0]}.requires_grad", False, ["True: fit trains every parameter; quasi_static holds what is not free"])
     check_sizes(bank, data, task)
     importance = loss.importance
     if importance is not None and tuple(importance.shape) not in ((spec.outputs,), (len(bank), spec.outputs)):

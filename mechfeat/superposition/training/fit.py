@@ -66,7 +66,8 @@ def fit(
 
     Raises:
         ShapeError: Sizes of data, task, importance and bank differ, or ``steps``, ``batch``, ``chunk`` or ``every`` is not positive.
-        OptionError: An option is not known, ``batch`` is missing, or gradients are not written out for this model.
+        OptionError: An option is not known, ``lr`` is no rate, ``batch`` is missing, a parameter is frozen, or gradients are not written
+            out for this model.
         ResumeError: The checkpoint is that of another run.
 
     Cost:
@@ -80,7 +81,7 @@ def fit(
         (torch.Size([100, 3, 6, 2]), torch.Size([201, 3]))
     """
     task, loss, record, optimizer = task or identity_task(), loss or mse(), record or Record(), Optimizer.of(optimizer)
-    check(bank, data, task, loss, steps=steps, batch=batch, chunk=chunk, every=every, gradients=gradients)
+    check(bank, data, task, loss, steps=steps, lr=lr, batch=batch, chunk=chunk, every=every, gradients=gradients)
     closed = gradients != "autograd" and is_closed(bank.spec)
     if gradients == "closed" and not closed:
         raise OptionError("gradients", gradients, ["'auto'", "'autograd' for unit rows, MLPs and activations of your own"])

@@ -24,7 +24,7 @@ class Loss:
         importance: :math:`I`: ``[output]``, or ``[instance output]``; 1 if None.
 
     Raises:
-        OptionError: The kind is not known, or the exponent is below 1.
+        OptionError: The kind is not known, the exponent is below 1, or an importance is negative or not finite.
         ShapeError: The importance has another number of axes.
     """
 
@@ -39,6 +39,8 @@ class Loss:
             raise OptionError("p", self.p, ["a number of at least 1"])
         if self.importance is not None and self.importance.ndim not in (1, 2):
             raise ShapeError(f"importance has shape {list(self.importance.shape)}. It is [output], or [instance output].")
+        if self.importance is not None and not bool((torch.isfinite(self.importance) & (self.importance >= 0)).all()):
+            raise OptionError("importance", float(self.importance.min()), ["finite numbers of at least 0"])
 
     def value(self, out: Tensor, y: Tensor, weight: Tensor | float) -> Tensor:
         """Loss of each instance.

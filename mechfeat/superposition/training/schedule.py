@@ -22,7 +22,7 @@ class Schedule:
         steps: Scheduled steps; those of the run if None. A run may end before its schedule does.
 
     Raises:
-        OptionError: A rate is negative, a geometric one is 0, the share is outside [0, 1], or the decay is not known.
+        OptionError: A rate is negative, a geometric one is 0, the share is outside [0, 1], no step is scheduled, or the decay is not known.
 
     Example:
         >>> rates = Schedule(0.001, 5.0, 2.0)
@@ -42,10 +42,12 @@ class Schedule:
             raise OptionError("decay", self.decay, ("geometric", "cosine"))
         for name in ("base", "peak", "final"):
             value = getattr(self, name)
-            if not value >= 0 or (self.decay == "geometric" and name != "base" and not value > 0):
+            if not 0 <= value < math.inf or (self.decay == "geometric" and name != "base" and not value > 0):
                 raise OptionError(name, value, ["a number of at least 0, and above 0 for the peak and end of a geometric decay"])
         if not 0 <= self.warmup <= 1:
             raise OptionError("warmup", self.warmup, ["a share between 0 and 1"])
+        if self.steps is not None and self.steps < 1:
+            raise OptionError("steps", self.steps, ["a number of at least 1", "None for those of the run"])
 
     def __call__(self, step: int, total: int) -> float:
         """The rate of one step.
