@@ -28,7 +28,7 @@ def test_a_thousand_instances_against_one_at_a_time(problem):
     assert rows("toy_bank.jsonl")[problem]["bank closed"]["instances"] == 1000
     assert found["single loop"] >= autograd * found["bank autograd"]
     assert found["single loop"] >= closed * found["bank closed"]
-    assert found["loader loop"] >= 3 * autograd / 2 * found["bank autograd"]
+    assert found["loader loop"] >= 3 * autograd * found["bank autograd"]
 
 
 @pytest.mark.parametrize("problem", ONE_HOT + SPARSE)
@@ -36,6 +36,7 @@ def test_a_thousand_instances_against_one_at_a_time(problem):
 def test_a_bank_is_never_slower_than_single_models(problem, bank):
     found = seconds(problem)
     assert found["single loop"] >= found[bank]
+    assert found["single fit" if bank == "bank closed" else "single fit autograd"] >= found[bank]  # the same code on one instance
     assert found["loader loop"] >= found[bank]
 
 
