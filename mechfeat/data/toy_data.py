@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechfeat.errors import OptionError, ShapeError, UnsupportedModelError
@@ -178,11 +178,23 @@ class Listed(ToyData):
         x = self.rows().to(torch.get_default_dtype())
         return Exact(self.n_features, x, torch.full((len(x),), 1 / len(x), dtype=x.dtype))
 
+    def draw_places(self, generator: torch.Generator, batch: int, n: int) -> Int[Tensor, " batch"]:
+        """Draw which inputs a batch holds.
+
+        Args:
+            generator: Source of randomness.
+            batch: Number of inputs.
+            n: Number of different inputs.
+
+        Returns:
+            Their numbers, on the generator's device.
+        """
+        rounds = -(-batch // n)
+        return torch.rand(rounds, n, generator=generator, device=generator.device, dtype=torch.float64).argsort(1).flatten()[:batch]
+
     def _sample(self, generator: torch.Generator, batch: int, dtype: torch.dtype) -> Tensor:
         x = self.rows().to(generator.device, dtype)
-        rounds = -(-batch // len(x))
-        order = torch.rand(rounds, len(x), generator=generator, device=generator.device, dtype=torch.float64).argsort(1)
-        return x[order.flatten()[:batch]]
+        return x[self.draw_places(generator, batch, len(x))]
 
 
 def check_probability(name: str, value: float | Tensor) -> None:

@@ -206,6 +206,16 @@ def test_streams_hold_whole_rounds_and_differ_between_instances():
     assert torch.equal(stream(3).x, again)
 
 
+def test_long_lists_are_looked_up_and_not_copied(monkeypatch):
+    """997 inputs of 300 features in batches of 64 come in rounds of 997 batches: 19 million numbers an instance."""
+    data = FiniteSample.draw(SparseUniform(300, density=0.1), 997, generator=torch.Generator().manual_seed(0), normalise=True)
+    looked_up = Sampled(data, identity(), (3, 5), 0, 64, torch.zeros(1))
+    assert looked_up.drawn.numel() == 997 * 64 * 2
+    monkeypatch.setattr("mechfeat.superposition.training.batches.LONG", 2**40)
+    copied = Sampled(data, identity(), (3, 5), 0, 64, torch.zeros(1))
+    assert all(torch.equal(looked_up(t).x, copied(t).x) for t in (0, 1, 500, 996, 997))
+
+
 def test_schedules():
     rates = Schedule(0.001, 5.0, 2.0)
     assert rates(0, 1000) == 0.001

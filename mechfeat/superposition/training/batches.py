@@ -14,6 +14,7 @@ from mechfeat.data.sparse import LISTED
 from mechfeat.superposition.training.gradients import Batch
 
 BLOCK = 16_384  # numbers drawn at once for one instance
+LONG = 2**20  # numbers of a block beyond which the inputs of a list are not copied
 
 
 class FullBatch:
@@ -74,7 +75,14 @@ class Sampled:
         self.block = steps_of_block(data, batch)
         self.generator = torch.Generator(like.device)
         self.number = -1
-        self.drawn = like.new_empty(self.block, len(seeds), batch, data.n_features)
+        # Whole rounds of a long list are many inputs: their numbers are held then, and the inputs are looked up.
+        listed = own[0] if isinstance(own[0], FiniteSample) and self.block * batch * data.n_features > LONG else None
+        self.rows = None if listed is None else listed.rows().to(like)
+        shape = (self.block, len(seeds), batch)
+        if self.rows is None:
+            self.drawn = like.new_empty(*shape, data.n_features)
+        else:
+            self.drawn = torch.empty(shape, dtype=torch.long, device=like.device)
 
     def __call__(self, step: int) -> Batch:
         """The inputs of a step.
@@ -88,14 +96,17 @@ class Sampled:
         number, place = divmod(step, self.block)
         if number != self.number:
             self._draw(number)
-        x = self.drawn[place]
+        x = self.drawn[place] if self.rows is None else self.rows[self.drawn[place]]
         return Batch(x, self.task(x), 1 / self.size)
 
     def _draw(self, number: int) -> None:
         rows = self.block * self.size
         for i, (data, seed) in enumerate(zip(self.data, self.seeds)):
-            x = data.sample(self.generator.manual_seed(_mixed(seed, number)), rows, dtype=self.like.dtype)
-            self.drawn[:, i] = x.view(self.block, self.size, -1)
+            generator = self.generator.manual_seed(_mixed(seed, number))
+            if self.rows is not None and isinstance(data, FiniteSample):
+                self.drawn[:, i] = data.draw_places(generator, rows, len(self.rows)).view(self.block, self.size)
+            else:
+                self.drawn[:, i] = data.sample(generator, rows, dtype=self.like.dtype).view(self.block, self.size, -1)
         self.number = number
 
 
