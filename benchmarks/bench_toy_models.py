@@ -13,6 +13,8 @@ without an angle went to -22 only, where the feature has begun to switch: whethe
 ``computation``, ``correlation``: absolute values and ANDs; correlated and anticorrelated sets of features.
 ``geometry``, ``basics``: dimensionalities against sparsity with negative controls, in the settings of the authors' notebook and
 annealed; which features are represented at which density.
+``studies``: GELU with a bias, L_p losses, the notebook computation as committed, 250 features in nine dimensions. ``further``: one rare
+feature among five, a hundred absolute values, a privileged basis (a thousand models a density), losses under a power law.
 Appends to ``results/toy_models.jsonl``, each case when it is done. Rows of the newest commit that are already there are not computed
 again, so that a run that was killed goes on where it was.
 """
@@ -31,7 +33,9 @@ import torch
 from toy_checks.case import Case
 from toy_checks.one_hot import census, directions, pentagon
 from toy_checks.paper import basics, geometry
+from toy_checks.paper_more import further
 from toy_checks.small import batches, notebooks, softmax
+from toy_checks.studies import studies
 from toy_checks.tasks import computation, correlation
 
 from mechfeat.bench.harness import commit
@@ -207,6 +211,8 @@ CASES: dict[str, Callable[[bool], Iterable[Case]]] = {
     "correlation": correlation,
     "basics": basics,
     "geometry": geometry,
+    "studies": studies,
+    "further": further,
     "census": census,
 }
 

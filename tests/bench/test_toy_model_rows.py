@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CASES = ("pentagon", "directions", "softmax", "batches", "notebooks", "computation", "correlation", "basics", "geometry", "census")
+CASES = (
+    *("pentagon", "directions", "softmax", "batches", "notebooks", "computation", "correlation", "basics", "geometry"),
+    *("studies", "further", "census"),
+)
 
 
 def newest(rows, check):
