@@ -13,6 +13,7 @@ without an angle went to -22 only, where the feature has begun to switch: whethe
 ``computation``, ``correlation``: absolute values and ANDs; correlated and anticorrelated sets of features.
 ``geometry``, ``basics``: dimensionalities against sparsity with negative controls, in the settings of the authors' notebook and
 annealed; which features are represented at which density.
+``dynamics``: falls of the loss with the dimensionalities that change, and the shapes that two sets of three pass through.
 ``studies``: GELU with a bias, L_p losses, the notebook computation as committed, 250 features in nine dimensions. ``further``: one rare
 feature among five, a hundred absolute values, a privileged basis (a thousand models a density), losses under a power law.
 Appends to ``results/toy_models.jsonl``, each case when it is done. Rows of the newest commit that are already there are not computed
@@ -31,6 +32,7 @@ from typing import Any
 
 import torch
 from toy_checks.case import Case
+from toy_checks.learning import dynamics
 from toy_checks.one_hot import census, directions, pentagon
 from toy_checks.paper import basics, geometry
 from toy_checks.paper_more import further
@@ -211,6 +213,7 @@ CASES: dict[str, Callable[[bool], Iterable[Case]]] = {
     "correlation": correlation,
     "basics": basics,
     "geometry": geometry,
+    "dynamics": dynamics,
     "studies": studies,
     "further": further,
     "census": census,
