@@ -212,6 +212,10 @@ def test_factors_stand_in_their_own_coordinates():
     assert found[5:7, 2].tolist() == pytest.approx([1.0, -1.0])
 
 
+def test_rays_exactly_as_far_apart_as_the_tolerance_count_as_one():
+    assert [int(count_directions(torch.eye(3), angle)) for angle in (90, 89.999)] == [1, 3]
+
+
 PEAK = """
 import resource, scipy.cluster.hierarchy, scipy.spatial.distance, torch
 from mechfeat.superposition import count_directions

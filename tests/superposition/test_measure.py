@@ -13,6 +13,7 @@ from mechfeat.features import FeatureSet
 from mechfeat.nulls import random_directions
 from mechfeat.superposition import SuperpositionFinding, measure
 from mechfeat.superposition.measure import _METRICS as METRICS
+from mechfeat.superposition.measure import _pseudo_values
 from tests.features.same import assert_same
 from tests.strategies import matrices, orthogonal
 
@@ -172,6 +173,17 @@ def test_standard_error_is_the_spread_over_new_features(metric):
     ratio = torch.tensor(errors).mean() / torch.tensor(values).std()
     # The spread of 60 values is known to 9 %; the jackknife is biased upwards by O(1/n).
     assert 0.75 < ratio < 1.35
+
+
+@pytest.mark.parametrize("metric", ["mean_dimensionality", "relu_energy"])
+def test_pseudo_values_are_those_of_the_delete_one_jackknife(metric):
+    W = unit_rows(normal(7, 3))
+    value = METRICS[metric](W)
+    without = torch.stack([METRICS[metric](W[torch.arange(7) != i]) for i in range(7)])
+    pseudo, error = _pseudo_values(W, METRICS[metric], value, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(pseudo.sort().values, (value + 6 * (without.mean() - without)).sort().values)
+    # The standard error of their mean is the jackknife's.
+    assert error == pytest.approx(float(pseudo.std() / math.sqrt(7)))
 
 
 def test_interval_contains_the_value():
