@@ -200,6 +200,68 @@ def test_basic_superposition(rows):
     assert min(relu[2:]) > 5
 
 
+def test_learning_dynamics(rows):
+    # 2.10: every fall of the loss comes with a dimensionality that changes, and two sets of three end as an octahedron.
+    found = newest(rows, "dynamics")
+    six, sets = found["six features"], found["two sets of three"]
+    assert {e["instance"] for e in six["events"]} == set(range(6))
+    assert min(e["largest_change"] for e in six["events"]) > 0.2
+    assert six["arrangements"] == ["3 x digon"] * 6
+    assert all(d == pytest.approx(0.5, abs=0.01) for model in six["dimensionality"] for d in model)
+    first, spread, last = sets["cosine_within"]
+    assert min(first) > 0.7
+    assert all(a > b + 0.3 and abs(c) < 0.05 for a, b, c in zip(first, spread, last, strict=True))
+    assert max(sets["smallest_cosine_across"][-1]) < -0.95
+
+
+def test_the_other_studies_of_featurefinding(rows):
+    found = newest(rows, "studies")
+    # 1.8: as committed the notebook computation autoencodes, and settles here.
+    assert all(0.1754 <= round(v, 4) <= 0.1807 for v in found["computation as committed"]["loss"])
+    assert all(3 <= n <= 7 for n in found["computation as committed"]["directions"]["25.8"])
+    # The higher the power of the error, the more directions are worth having.
+    two, four, six = (statistics.mean(found[f"f=40 m=2, L{p}, half batches"]["directions"]["8.1"]) for p in (2, 4, 6))
+    assert two == 5 < four < six
+    # 1.7 at nine dimensions and more features: every dimension is used, and better than by four pentagons and a pair.
+    large = found["f=250 m=9"]
+    assert all(v == pytest.approx(9, rel=1e-3) for v in large["sum_D"])
+    assert all(250 - 250**2 * v > 4 * 4.1982 + 2 for v in large["squared_error"])
+    assert set(found["sandbox: GELU with bias"]["represented"]) <= {4, 5}
+    assert min(found["f=100 m=3, L1"]["loss"]) > 0.99 / 100  # at the notebook's rates no better than predicting nothing
+
+
+def test_one_odd_feature(rows):
+    # 2.6: the crossover, and the norms and biases at ratio 1; with up to three active features as with two.
+    for case in ("odd feature, up to 2 active", "odd feature, up to 3 active"):
+        found = newest(rows, "further")[case]
+        assert found["arrangements"][-1] == "1 x pentagon"
+        assert found["arrangements"][0] == "2 x digon"
+        assert 0.22 <= found["largest_ratio_with_digons"] < found["smallest_ratio_without_digons"] <= 0.45
+        assert found["norms_at_1"] == pytest.approx([1.14] * 5, abs=0.02)
+        for norm, b in zip(found["norms_at_1"], found["bias_at_1"], strict=True):
+            assert norm**2 == pytest.approx(1 - b, rel=0.04)
+
+
+def test_a_hundred_absolute_values(rows):
+    # 2.8
+    found = newest(rows, "further")["abs n=100 m=40"]
+    single = dict(zip(found["densities"], found["monosemantic"], strict=True))
+    assert found["neurons"] == [40] * 7
+    assert single[1.0] == single[0.3] == 40
+    assert single[0.001] == 0
+    assert found["monosemantic"] == sorted(found["monosemantic"], reverse=True)
+
+
+def test_a_power_law(rows):
+    # 2.14
+    strong = newest(rows, "further")["power law, strong"]
+    assert strong["slope"] == pytest.approx(-1, abs=0.1)
+    assert strong["overlap_times_dimensions"] == pytest.approx([1] * 5, abs=0.05)
+    weak = newest(rows, "further")["power law, weak"]
+    assert max(weak["represented"]) < 1000
+    assert weak["slope"] > -0.9
+
+
 @pytest.mark.full
 def test_the_smoke_run(tmp_path):
     script, out = ROOT / "benchmarks" / "bench_toy_models.py", tmp_path / "rows.jsonl"
