@@ -115,34 +115,6 @@ def is_counts(docs: Any) -> bool:
     return hasattr(docs, "tocsr")
 
 
-def token_counts(ids: Int[Tensor, "doc position"], n_tokens: int) -> Any:
-    """How often each document has each token.
-
-    Args:
-        ids: Documents as padded ids.
-        n_tokens: Number of columns.
-
-    Returns:
-        A SciPy CSR matrix ``[doc token]`` in float64.
-
-    Example:
-        >>> import torch
-        >>> token_counts(torch.tensor([[0, 2, 2], [1, -1, -1]]), 3).toarray()
-        array([[1., 0., 2.],
-               [0., 1., 0.]])
-    """
-    import numpy as np
-    from scipy import sparse
-
-    array = ids.cpu().numpy()
-    real = array >= 0
-    tokens = array[real]
-    starts = np.r_[0, real.sum(1).cumsum()]
-    found = sparse.csr_matrix((np.ones(len(tokens)), tokens, starts), shape=(len(array), n_tokens))
-    found.sum_duplicates()
-    return found
-
-
 def check_documents(docs: Any, what: str, n_tokens: int | None) -> int:
     """Check documents or n-grams.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mechfeat.errors import ShapeError, StepSizeError
 from mechfeat.ntk.analytic import AnalyticKernel
+from mechfeat.ntk.analytic.features import token_counts
 from mechfeat.ntk.dynamics import KernelDynamics, Time
 from mechfeat.ntk.dynamics.layout import blocks, kernel_of, times
 from mechfeat.ntk.dynamics.losses import CURVATURE, Loss, Reduction, gradient
@@ -18,7 +19,7 @@ from mechfeat.ntk.empirical import empirical_ntk
 from mechfeat.ntk.predict.cross_talk import PairNoise, pair_noise, score_noise, smallest_deviation
 from mechfeat.ntk.predict.descent import largest_eigenvalue, train_sparse
 from mechfeat.ntk.predict.prediction import fresh
-from mechfeat.ntk.predict.sparse import is_bag, is_counts, sparse_map, token_counts, top_id
+from mechfeat.ntk.predict.sparse import is_bag, is_counts, sparse_map, top_id
 
 Kernel = Callable[..., Any]
 
