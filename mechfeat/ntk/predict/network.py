@@ -81,7 +81,8 @@ class MovementFinding(Finding):
         moved = "" if self.drift is None else f": the kernel moved by {self.drift:.2g} of its norm (limit {DRIFT_LIMIT:g})"
         rows = [f"{name}: predicted {p:+.4g}, actual {a:+.4g}" for name, p, a in self.next()]
         error = f"relative error {float(self.relative_errors[-1]):.3f} after {self.steps[-1]} steps"
-        return "\n".join([self.summary(), error, *rows, f"{self.regime}{moved}"])
+        talk = "cross-talk ± 0: the kernel is this network's own, what its width does is in it"
+        return "\n".join([self.summary(), error, talk, *rows, f"{self.regime}{moved}"])
 
     def __str__(self) -> str:
         return self.report()

@@ -69,6 +69,9 @@ def test_the_verdict_is_on_the_number_of_steps_given_last():
     last, alone = (predict_movement(net, x, y, probes, steps=steps, lr=0.02, n_null=0) for steps in ([9, 2], 2))
     assert last.value == pytest.approx(alone.value)
     assert last.drift == pytest.approx(alone.drift)
+    lines = str(alone).splitlines()
+    assert any(line.startswith("cross-talk ± 0") for line in lines)
+    assert lines[-1].startswith("kernel regime: the kernel moved by")
 
 
 def test_each_position_is_a_probe_of_its_own():
