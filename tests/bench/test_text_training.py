@@ -54,6 +54,15 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_ends(tmp_path, stops):
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_the_rate_falls_by_the_decay_after_each_epoch(tmp_path):
+    run = training(tmp_path / "run.pt")
+    run.run(3)
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0.05 * 0.9**2)
+    resumed = training(tmp_path / "run.pt")
+    resumed.run(4)
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(0.05 * 0.9**3)
+
+
 def test_a_finished_run_is_not_repeated_and_can_be_prolonged(tmp_path):
     done = training(tmp_path / "run.pt").run(2)
     resumed = training(tmp_path / "run.pt")
