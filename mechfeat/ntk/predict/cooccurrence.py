@@ -196,7 +196,7 @@ def cooccurrence(ids: Int[Tensor, "sequence position"], *, n_tokens: int, window
     from scipy import sparse
     from tqdm.auto import tqdm
 
-    if window < 1:
+    if not isinstance(window, int) or window < 1:
         raise OptionError("window", window, ("a positive number of tokens",))
     check_documents(ids, "ids", n_tokens)
     text = ids.cpu().numpy()

@@ -11,6 +11,7 @@ from mechfeat.errors import ModelOutputError, ShapeError
 from mechfeat.features import Finding, signal_share, storable
 from mechfeat.hooks import HookedModel
 from mechfeat.ntk.predict.cooccurrence import CoOccurrence
+from mechfeat.ntk.predict.measured import check_settled
 from mechfeat.probes import auroc
 
 
@@ -26,6 +27,7 @@ def next_token_logits(model: nn.Module | HookedModel, tokens: Int[Tensor, " toke
 
     Raises:
         ModelOutputError: The model gives something else.
+        NondeterministicModelError: In training mode two runs differ, as under dropout.
     """
     with torch.no_grad():
         out: Any = model(tokens[:, None])
@@ -33,6 +35,8 @@ def next_token_logits(model: nn.Module | HookedModel, tokens: Int[Tensor, " toke
     if not isinstance(out, Tensor) or out.ndim not in (2, 3) or len(out) != len(tokens):
         found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ModelOutputError(f"The model gave {found} for {len(tokens)} prefixes of one token. It must give logits of the next token.")
+    with torch.no_grad():
+        check_settled(model, tokens[:, None], out)
     return (out[:, -1] if out.ndim == 3 else out).detach().double().cpu()
 
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mechfeat.errors import ModelOutputError
+from mechfeat.errors import ModelOutputError, NondeterministicModelError
 from mechfeat.hooks import HookedModel, unwrap
 from mechfeat.ntk.empirical import empirical_ntk
 
@@ -26,13 +26,14 @@ def measured_scores(
 
     Raises:
         ModelOutputError: The model does not give one score a class for each n-gram.
+        NondeterministicModelError: In training mode two runs differ, as under dropout.
 
     Example:
         >>> from mechfeat.models.text import BagMLP
         >>> measured_scores(BagMLP(5, 8, 16, n_outputs=3), torch.tensor([[0, 1], [4, -1]])).shape
         torch.Size([2, 3])
     """
-    found = []
+    found: list[Tensor] = []
     with torch.no_grad():
         for part in ngrams.split(chunk_size):
             out = model(part)
@@ -42,8 +43,32 @@ def measured_scores(
                     f"The model gave {shape} for {len(part)} n-grams. Scores are [{len(part)}] or [{len(part)}, classes]; wrap a model "
                     "that returns something else."
                 )
+            if not found:
+                check_settled(model, part, out)
             found.append(out.detach().double().cpu().reshape(len(part), -1))
     return torch.cat(found)
+
+
+def check_settled(model: nn.Module | HookedModel, x: Tensor, out: Tensor) -> None:
+    """Check that a model in training mode gives the same again: under dropout an output is a draw and no measurement.
+
+    Args:
+        model: The model.
+        x: Inputs.
+        out: Its outputs on them.
+
+    Raises:
+        NondeterministicModelError: They differ.
+    """
+    if not getattr(unwrap(model) if isinstance(model, HookedModel) else model, "training", False):
+        return
+    again = model(x)
+    again = getattr(again, "logits", again)
+    if not torch.allclose(again, out, rtol=0, atol=0, equal_nan=True):
+        gap = float((again - out).abs().max())
+        raise NondeterministicModelError(
+            f"Two runs of the model on the same input differ by {gap:.2e}. Call model.eval() before it is measured."
+        )
 
 
 def kernel_drift(

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechfeat.errors import ModelOutputError, OptionError, ShapeError
+from mechfeat.errors import ModelOutputError, NondeterministicModelError, OptionError, ShapeError
 from mechfeat.models.text import CausalTransformerLM, pad
-from mechfeat.ntk import CoOccurrence, compare_language, cooccurrence, next_token_logits, predict_features
+from mechfeat.ntk import CoOccurrence, compare_language, cooccurrence, measured_scores, next_token_logits, predict_features
 from mechfeat.ntk.analytic import BagKernel
 from mechfeat.ntk.dual import Activation
 
@@ -154,12 +154,28 @@ def test_logits_of_single_tokens():
     assert str(caught.value) == "The model gave [2] for 2 prefixes of one token. It must give logits of the next token."
 
 
+def test_a_model_with_active_dropout_is_no_measurement():
+    model = CausalTransformerLM(11, d_model=8, n_layers=1, n_heads=2, d_mlp=8, n_ctx=4, dropout=0.5)
+    tokens = torch.tensor([3, 7])
+    torch.testing.assert_close(next_token_logits(model.eval(), tokens), model(tokens[:, None])[:, -1].detach())
+    model.train()
+    with pytest.raises(NondeterministicModelError, match=r"^Two runs of the model on the same input differ by .* Call model.eval\(\)"):
+        next_token_logits(model, tokens)
+    with pytest.raises(NondeterministicModelError):
+        measured_scores(torch.nn.Sequential(torch.nn.Embedding(9, 8), torch.nn.Flatten(), torch.nn.Dropout(0.5)), tokens[:, None])
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_refusals():
     ids = torch.tensor([[0, 1, 2]])
     found = cooccurrence(ids, n_tokens=3, window=2)
     for error, message, call in (
         (OptionError, "window=0 is not known. It can be 'a positive number of tokens'.", lambda: cooccurrence(ids, n_tokens=3, window=0)),
+        (
+            OptionError,
+            "window=2.5 is not known. It can be 'a positive number of tokens'.",
+            lambda: cooccurrence(ids, n_tokens=3, window=2.5),
+        ),
         (
             ShapeError,
             "In ids: ids[0, 2] is 2. Tokens of this vocabulary are 0 to 1, and padding is -1.",
