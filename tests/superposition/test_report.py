@@ -143,6 +143,13 @@ def test_basis_and_dimensions_of_activations():
     assert sum(r["active_dimensions"].established for r in reports) < 6
 
 
+def test_the_dimensions_of_activations_are_those_of_their_covariance():
+    A = torch.randn(50, 4) * torch.tensor([2.0, 1.0, 1.0, 0.5]) + 7.0
+    found = superposition_report(nn.Sequential(nn.Identity()), "0", A, n_null=9, n_boot=9)["active_dimensions"]
+    values = torch.linalg.eigvalsh(torch.cov(A.T))
+    assert found.value == pytest.approx(float(values.sum() ** 2 / values.square().sum()))
+
+
 def test_a_report_is_saved_whole(tmp_path):
     report = superposition_report(nn.Sequential(nn.Linear(6, 4)), "0", torch.randn(20, 6), n_null=5, n_boot=5)
     report_path = tmp_path / "report.safetensors"
@@ -156,6 +163,7 @@ def test_seed_decides_and_sampling_is_stated():
     assert one.summary() == same.summary()
     assert one.summary() != other.summary()
     assert one["active_units"].settings["samples"] == 50
+    assert one["active_units"].n > 10  # of 20 inputs with 16 positions each, and not of the first four
 
 
 def test_errors(unchecked):

@@ -113,6 +113,14 @@ def test_cross_entropy(tied, k, gradients):
     assert_fits_as_torch(bank, OneHot(5, k=k), lambda i, t: (x, x), kind="cross_entropy", **options)
 
 
+@pytest.mark.parametrize("gradients", ["closed", "autograd"])
+def test_importance_without_a_bias(gradients):
+    """Without weights the slope of a tied model without bias is symmetric, and its gradient is taken at once; with them it is not."""
+    eye, importance = torch.eye(6), torch.linspace(1.0, 0.2, 6)
+    bank = ToyBank(ToySpec(6, 2, out_bias=False), 2)
+    assert_fits_as_torch(bank, OneHot(6), lambda i, t: (eye, eye), loss=mse(importance), importance=importance, gradients=gradients)
+
+
 def test_importance_of_each_instance():
     eye, importance = torch.eye(6), torch.rand(3, 6)
     bank = ToyBank(ToySpec(6, 2), 3)
