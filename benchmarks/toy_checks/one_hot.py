@@ -26,6 +26,7 @@ ANGLES = (GREEDY_ANGLE, 8.1, 2.6)
 CENSUS_SEEDS = 100
 FINE_ANGLE = math.degrees(math.acos(1 - 1e-5))  # the tolerance of the notebooks' census
 SHORT = 0.1  # of the longest feature: shorter ones have not died out yet, and are not counted
+ALIVE = 0.01  # length of the shortest feature that counts as alive; the longest are near 1
 
 
 def trained(f: int, d: int, smoke: bool) -> torch.Tensor:
@@ -94,7 +95,11 @@ def census(smoke: bool, *, seeds: int = 1000) -> Iterator[Case]:
                 for short in (0.001, 0.002, 0.003, 0.005, 0.01, 0.03, 0.1):
                     same = count_directions(W, angle, rule="greedy", min_norm=short) == 5
                     shares[f"{angle:.2f} degrees, {short:g}"] = int(same.sum())
+            long = length > ALIVE
+            fine = count_directions(torch.where(long[..., None], W, 0.0), FINE_ANGLE, rule="greedy")
             return {
+                "counts_alive": {str(k): v for k, v in sorted(Counter(fine.tolist()).items())},
+                "five_alive_in_five_directions": int((long.sum(-1)[fine == 5] == 5).sum()),
                 "counts": {str(k): v for k, v in sorted(Counter(found.tolist()).items())},
                 "five_with_five_alive": int((alive[five] == 5).sum()),
                 "five_by_rule": shares,
