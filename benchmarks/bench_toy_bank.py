@@ -139,6 +139,14 @@ def by_loader(problem: Problem, steps: int) -> Linears:
     return model
 
 
+def cpu() -> str:
+    """The model of the processor, where the system says it; else its architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else f"{platform.machine()} CPU"
+
+
 METHODS: dict[str, Callable[[Problem, int], tuple[int, object]]] = {
     "bank closed": lambda p, steps: (p.instances, by_fit(p, p.instances, "closed", steps)),
     "bank autograd": lambda p, steps: (p.instances, by_fit(p, p.instances, "autograd", steps)),
@@ -203,7 +211,7 @@ def measure(problem: Problem, runs: int, seconds: float) -> list[ToyBankRow]:
                 errors[method],
                 str(torch.get_default_dtype()).removeprefix("torch."),
                 torch.get_num_threads(),
-                f"{platform.machine()} CPU",
+                cpu(),
                 torch.__version__,
                 commit(),
                 datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -235,6 +243,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="small problems, few steps, nothing written")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    print(f"{cpu()}, 1 thread, {torch.get_default_dtype()}, torch {torch.__version__}")
     for problem in problems(args.smoke):
         if args.only not in problem.name:
             continue
