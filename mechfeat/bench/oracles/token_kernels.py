@@ -32,7 +32,7 @@ def relu() -> Dual:
     """
 
     def angle(a: float, b: float, c: float) -> float:
-        return math.acos(min(1.0, max(-1.0, c / math.sqrt(a * b))))
+        return math.atan2(math.sqrt(max(0.0, a * b - c * c)), c)  # the arccosine loses half of the digits near 0
 
     def k(a: float, b: float, c: float) -> float:
         th = angle(a, b, c)
