@@ -234,6 +234,19 @@ def test_feature_map_is_the_kernel(name):
     np.testing.assert_allclose(total, kernel(ids).numpy(), rtol=1e-12)
 
 
+def test_columns_of_bigrams_are_where_the_map_says():
+    """Vocabulary times the first token, plus the second."""
+    tokens, bigrams = BigramKernel().feature_map().blocks
+    phi = bigrams.features(pad([[0, 3, 2], [3, 0, 3, 0], [1]]), 5).toarray()
+    assert {(int(i), int(j)): float(phi[i, j]) for i, j in zip(*phi.nonzero())} == {
+        (0, 5 * 0 + 3): 1.0,
+        (0, 5 * 3 + 2): 1.0,
+        (1, 5 * 3 + 0): 2.0,
+        (1, 5 * 0 + 3): 1.0,
+    }
+    assert (tokens.name, bigrams.name) == ("tokens", "bigrams")
+
+
 def test_odd_activations_have_no_shared_feature():
     assert [BagKernel(activation=Activation.of(n)).mu for n in ("tanh", "erf", "sin", "linear")] == [0.0] * 4
 
