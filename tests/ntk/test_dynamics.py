@@ -170,6 +170,21 @@ def test_infinite_time_interpolates_what_the_kernel_can_reach(time, rank):
         torch.testing.assert_close(training.at(t, cross, g0), training.at(math.inf, cross, g0), rtol=0, atol=1e-9)
 
 
+def test_infinite_time_does_not_learn_by_the_rounding_of_a_float32_kernel():
+    joint = psd(12, 3)
+    K, cross, y = joint[:9, :9], joint[9:, :9], torch.randn(9, 1)
+    want = cross @ torch.linalg.pinv(K, rtol=1e-10, hermitian=True) @ y
+    found = KernelDynamics(K.float(), y.float(), loss="squared", lr=0.1).at(math.inf, cross.float())
+    torch.testing.assert_close(found.double(), want, rtol=0, atol=1e-4)
+
+
+def test_in_finite_time_a_float32_kernel_learns_by_small_eigenvalues_too():
+    """The rounding of a large kernel is larger than many of its eigenvalues, which the dtype holds all the same."""
+    K = torch.diag(torch.tensor([1.0, 5e-8])).float()
+    found = KernelDynamics(K, torch.ones(2), loss="squared", lr=0.5, reduction="sum").at([10**6, 10**10])
+    torch.testing.assert_close(found[:, 1, 0].double(), torch.tensor([1 - math.exp(-0.025), 1.0]), rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("time", ["descent", "flow"])
 def test_time_zero_is_the_start(loss, time):
