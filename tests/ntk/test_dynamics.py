@@ -483,6 +483,18 @@ def test_refusals(error, message, f):
     assert str(caught.value) == message
 
 
+def test_no_more_than_rounding_is_let_through(unchecked):
+    """Of the dtype that the kernel was computed in: a millionth below zero, or off the transpose, is none in float64."""
+    flat = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
+    skew = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    for wrong, message in ((flat - 1e-6 * torch.eye(2), "theta has the eigenvalue -1e-06"), (flat + 1e-6 * skew, "theta differs")):
+        with pytest.raises(ShapeError) as caught:
+            make(wrong, y=torch.ones(2))
+        assert str(caught.value).startswith(message)
+        make(wrong.float(), y=torch.ones(2)).at(3)
+    make(flat - 1e-16 * torch.eye(2), y=torch.ones(2)).at(3)
+
+
 def test_a_trace_needs_all_its_outputs():
     result = empirical_ntk(nn.Linear(2, 3), torch.randn(4, 2), outputs="trace")
     with pytest.raises(ShapeError) as caught:
