@@ -133,4 +133,7 @@ for kind in ("two", "threads", "products", "nngeometry"):
         name, _, section = problem.partition(", ")
         if section == kind:
             ours, theirs = sorted(methods.values(), key=lambda r: not r["method"].startswith("mechfeat"))
-            print(f"{problem:38s} {theirs['median'] / ours['median']:7.1f}x  {ours['median']:8.4f} s  {theirs['method']}: {theirs['median']:8.3f} s")
+            print(
+                f"{problem:38s} {theirs['median'] / ours['median']:7.1f}x  {ours['median']:8.4f} s  {theirs['method']}:"
+                f" {theirs['median']:8.3f} s"
+            )

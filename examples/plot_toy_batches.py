@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 import torch
 
 import mechfeat as mf
+from mechfeat.plots.style import figure
 from mechfeat.superposition import GREEDY_ANGLE, Record, Schedule, count_directions, fit
 
 spec = mf.models.ToySpec(40, 2, shift=1.0)
@@ -52,7 +53,9 @@ print(f"at a fifth of the rate: {small:.3f}")
 assert small > ratio + 0.02
 
 # %%
-go.Figure(
+figure(
     [go.Box(y=loss(r).tolist(), name=name, boxpoints="all") for name, r in (("full batch", full), ("half batches", halves))],
-    {"title": "Loss of eight seeds", "yaxis_title": "loss", "showlegend": False},
+    title="Loss of eight seeds",
+    y="loss",
+    showlegend=False,
 )

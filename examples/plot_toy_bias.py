@@ -21,6 +21,7 @@ import plotly.graph_objects as go
 import torch
 
 import mechfeat as mf
+from mechfeat.plots.style import figure
 from mechfeat.superposition import Record, Schedule, fit, hysteresis, k_eff, quasi_static
 
 FRAMES = 61
@@ -37,12 +38,15 @@ assert bool((represented[2:].diff() >= 0).all())
 assert int(represented[-1]) >= 10
 assert bool((effective[5:] >= represented[5:] - 0.5).all())
 
-go.Figure(
+figure(
     [
         go.Scatter(x=run.steps.tolist(), y=represented.tolist(), name="represented", line_shape="hv"),
         go.Scatter(x=run.steps.tolist(), y=effective.tolist(), name="effective features"),
     ],
-    {"title": "Features join one by one", "xaxis_title": "step", "yaxis_title": "features", "yaxis_range": [0, 15]},
+    title="Features join one by one",
+    x="step",
+    y="features",
+    yaxis_range=[0, 15],
 )
 
 # %%
@@ -59,7 +63,11 @@ print("best:", f"{ends.max():.3f}", "quartiles:", [f"{v:.2f}" for v in k_eff(man
 assert 4.7 < float(ends.max()) < 4.8
 assert float(ends.median()) < 4.198
 
-go.Figure(go.Histogram(x=ends.tolist(), nbinsx=20), {"title": "Where fifteen seeds end", "xaxis_title": "effective features"})
+figure(
+    go.Histogram(x=ends.tolist(), nbinsx=20),
+    title="Where fifteen seeds end",
+    x="effective features",
+)
 
 # %%
 # Hysteresis

@@ -21,6 +21,7 @@ import torch
 
 import mechfeat as mf
 from mechfeat.data import OneHot, SparseUniform, absolute, ands
+from mechfeat.plots.style import figure
 from mechfeat.superposition import Record, Schedule, fit
 
 rate = Schedule(0.01, 0.01, 0.0, warmup=0.0, decay="cosine")
@@ -81,9 +82,12 @@ for n in (100, 300, 1000):
 print("mean error by neurons:", {n: f"{e:.3f}" for n, e in errors.items()})
 assert errors[100] > errors[300] > errors[1000]
 
-go.Figure(
+figure(
     go.Scatter(x=list(errors), y=list(errors.values()), mode="lines+markers"),
-    {"title": "Every AND of sixty features", "xaxis_title": "neurons", "yaxis_title": "mean error", "xaxis_type": "log"},
+    title="Every AND of sixty features",
+    x="neurons",
+    y="mean error",
+    xaxis_type="log",
 )
 
 # %%

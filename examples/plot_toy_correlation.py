@@ -18,6 +18,7 @@ import torch
 
 import mechfeat as mf
 from mechfeat.data import AnticorrelatedSets, CorrelatedSets
+from mechfeat.plots.style import figure
 from mechfeat.superposition import Record, Schedule, fit
 
 rate = Schedule(0.01, 0.01, 0.0, warmup=0.0, decay="cosine")
@@ -58,14 +59,15 @@ print("cosines of the best:", [f"{v:.3f}" for v in cosines(anti)[best]], f"antip
 assert float(cosines(anti)[best].max()) < -0.95
 
 rows = {"correlated": W[0], "anticorrelated": anti[best]}
-go.Figure(
+figure(
     [
         go.Scatter(
             x=V[:, 0].tolist(), y=V[:, 1].tolist(), mode="markers+text", text=["a", "a'", "b", "b'"], textposition="top center", name=name
         )
         for name, V in rows.items()
     ],
-    {"title": "Two pairs of features", "yaxis_scaleanchor": "x"},
+    title="Two pairs of features",
+    yaxis_scaleanchor="x",
 )
 
 # %%

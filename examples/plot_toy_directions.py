@@ -18,6 +18,7 @@ import math
 import plotly.graph_objects as go
 
 import mechfeat as mf
+from mechfeat.plots.style import figure
 from mechfeat.superposition import GREEDY_ANGLE, Record, Schedule, count_directions, feature_dimensionality, fit, k_eff
 
 data = mf.data.OneHot(100)
@@ -69,9 +70,11 @@ best = {p: max(corners, key=lambda k, p=p: gain(k, p)) for p in range(1, 10)}
 print("corners by power:", best)
 assert best == {1: 4, 2: 5, 3: 5, 4: 6, 5: 7, 6: 7, 7: 8, 8: 8, 9: 9}
 
-go.Figure(
+figure(
     [go.Scatter(x=list(corners), y=[gain(k, p) for k in corners], name=f"p = {p}") for p in (1, 2, 4, 6, 8)],
-    {"title": "What a polygon takes off the loss", "xaxis_title": "corners", "yaxis_title": "features gained"},
+    title="What a polygon takes off the loss",
+    x="corners",
+    y="features gained",
 )
 
 # %%
@@ -131,4 +134,9 @@ print("directions:", sorted(counts.tolist()), f"five in {share:.0%}")
 assert 0.4 <= share <= 0.85
 assert bool((alive[counts == 5] == 5).all())
 
-go.Figure(go.Histogram(x=counts.tolist()), {"title": "GELU: directions by seed", "xaxis_title": "directions", "yaxis_title": "seeds"})
+figure(
+    go.Histogram(x=counts.tolist()),
+    title="GELU: directions by seed",
+    x="directions",
+    y="seeds",
+)

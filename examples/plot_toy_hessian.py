@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 import torch
 
 import mechfeat as mf
+from mechfeat.plots.style import figure
 from mechfeat.superposition import Record, Schedule, escape_rates, fit, run_spectrum
 
 EVERY = 500
@@ -26,9 +27,11 @@ apart = (run.weights[:, 0, 12] - run.weights[:, 0, 24]).norm(dim=-1)
 print(f"distance: {float(apart[0]):.1e} at first, {float(apart.min()):.1e} at the closest, {float(apart[-1]):.2f} at the end")
 assert float(apart.min()) < 1e-4 < 0.5 < float(apart[-1])
 
-go.Figure(
+figure(
     go.Scatter(x=run.steps.tolist(), y=apart.tolist()),
-    {"title": "Distance of features 12 and 24", "xaxis_title": "step", "yaxis_type": "log"},
+    title="Distance of features 12 and 24",
+    x="step",
+    yaxis_type="log",
 )
 
 # %%

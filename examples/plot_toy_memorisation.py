@@ -20,6 +20,7 @@ import torch
 
 import mechfeat as mf
 from mechfeat.data import FiniteSample, SparseUniform
+from mechfeat.plots.style import figure
 from mechfeat.superposition import Optimizer, Record, Schedule, feature_dimensionality, fit
 
 N = 100
@@ -44,10 +45,12 @@ assert max(test) == max(test[1:-1])
 assert max(test) > 1.2 * test[0]
 assert max(test) > 1.2 * test[-1]
 
-go.Figure(
+figure(
     [
         go.Scatter(x=list(sizes), y=test, name="loss on new inputs", mode="lines+markers"),
         go.Scatter(x=list(sizes), y=of_data, name="dimensionality of an input", mode="lines+markers"),
     ],
-    {"title": "Double descent of a toy model", "xaxis_title": "inputs trained on", "xaxis_type": "log"},
+    title="Double descent of a toy model",
+    x="inputs trained on",
+    xaxis_type="log",
 )

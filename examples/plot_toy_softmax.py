@@ -18,6 +18,7 @@ import plotly.graph_objects as go
 import torch
 
 import mechfeat as mf
+from mechfeat.plots.style import figure
 from mechfeat.superposition import Record, Schedule, cross_entropy, fit
 
 
@@ -37,9 +38,11 @@ print("top-1:", top1(run.bank()).tolist(), "correlation of w² and b:", [f"{c:.5
 assert int((top1(run.bank()) == 1).sum()) >= 3
 assert max(fits) < -0.99
 
-go.Figure(
+figure(
     go.Scatter(x=w[0].tolist(), y=b[0].tolist(), mode="markers"),
-    {"title": "Bias against weight of twenty features", "xaxis_title": "weight", "yaxis_title": "bias"},
+    title="Bias against weight of twenty features",
+    x="weight",
+    y="bias",
 )
 
 # %%
@@ -71,7 +74,8 @@ assert bool((top1(ends[True].bank()) < 1).all())
 assert int((top1(ends[False].bank()) == 1).sum()) >= 3
 
 rows = {"tied": ends[True].weights[-1, 0], "untied": ends[False].weights[-1, 0]}
-go.Figure(
+figure(
     [go.Scatter(x=W[:, 0].tolist(), y=W[:, 1].tolist(), mode="markers", name=name) for name, W in rows.items()],
-    {"title": "Embeddings of forty features, read by a softmax", "yaxis_scaleanchor": "x"},
+    title="Embeddings of forty features, read by a softmax",
+    yaxis_scaleanchor="x",
 )

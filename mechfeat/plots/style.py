@@ -28,6 +28,7 @@ def figure(traces: Any, *, title: str, x: str = "", y: str = "", height: int = 3
     fig = go.Figure(traces)
     fig.update_layout(
         template="plotly_white",
+        colorway=[BLUE, ORANGE, GREEN, RED, GREY],
         title={"text": title, "x": 0.01, "xanchor": "left", "y": 0.97, "yanchor": "top", "font": {"size": 15}},
         height=height,
         margin={"l": 56, "r": 16, "t": 64, "b": 48},
