@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechfeat.errors import OptionError
-from mechfeat.superposition.metrics import _check
+from mechfeat.superposition.rows import check_rows
 
 
 def adversarial_vulnerability(
@@ -50,7 +50,7 @@ def adversarial_vulnerability(
         >>> adversarial_vulnerability(torch.eye(2), torch.zeros(2), one, epsilon=0.5)
         tensor(1.)
     """
-    _check(W)
+    check_rows(W)
     length = float(x.norm(dim=-1).mean()) * 0.1 if epsilon is None else float(epsilon)
     if not length > 0:
         raise OptionError("epsilon", length, ("a positive length",))

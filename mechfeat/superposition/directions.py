@@ -18,7 +18,7 @@ from torch import Tensor
 from mechfeat.errors import NonFiniteError, OptionError
 from mechfeat.features import storable
 from mechfeat.features.storage import Stored
-from mechfeat.superposition.metrics import _check, _unit
+from mechfeat.superposition.rows import check_rows, unit_rows
 
 Rule = Literal["components", "complete", "greedy"]
 RULES = ("components", "complete", "greedy")
@@ -103,7 +103,7 @@ def direction_curve(
         >>> direction_curve(torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0]]), [1, 10, 179]).counts
         tensor([3, 2, 1])
     """
-    _check(W)
+    check_rows(W)
     if rule not in RULES:
         raise OptionError("rule", rule, RULES)
     wrong = [a for a in angles if not 0 <= a < 180]
@@ -181,7 +181,7 @@ def merge_directions(
     n = int(groups.max()) + 1 if len(groups) else 0
     member = torch.nn.functional.one_hot(groups.clamp_min(0), max(n, 1)).to(W) * (groups >= 0).to(W)[:, None]
     length = (member.mT @ W.square().sum(-1)).sqrt()
-    return (_unit(member.mT @ W) * length[:, None])[:n]
+    return (unit_rows(member.mT @ W) * length[:, None])[:n]
 
 
 def _alive(rows: Tensor, min_norm: float) -> Tensor:
@@ -191,7 +191,7 @@ def _alive(rows: Tensor, min_norm: float) -> Tensor:
 
 def _angles(rows: Tensor) -> Tensor:
     """Angles between rays in degrees, by the half-angle form: the arc cosine loses half the digits near 0."""
-    unit = _unit(rows)
+    unit = unit_rows(rows)
     # By differences: a distance from a product of matrices would lose the same digits. Nothing larger than the result is held.
     apart, together = (torch.cdist(unit, end, compute_mode="donot_use_mm_for_euclid_dist") for end in (unit, -unit))
     return torch.rad2deg(2 * torch.atan2(apart, together))

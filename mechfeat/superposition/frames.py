@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechfeat.superposition.metrics import _check, _unit
+from mechfeat.superposition.rows import check_rows, unit_rows
 
 
 def coherence(W: Float[Tensor, "*instance feature hidden"]) -> Float[Tensor, "*instance"]:
@@ -132,8 +132,8 @@ def tightness(W: Float[Tensor, "*instance feature hidden"]) -> Float[Tensor, "*i
         >>> tightness(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0]]))
         tensor(0.5000)
     """
-    _check(W)
-    unit = _unit(W).to(torch.promote_types(W.dtype, torch.float32))  # torch has no eigenvalues of 16-bit matrices
+    check_rows(W)
+    unit = unit_rows(W).to(torch.promote_types(W.dtype, torch.float32))  # torch has no eigenvalues of 16-bit matrices
     values = torch.linalg.eigvalsh(unit.mT @ unit)
     low, high = values[..., 0], values[..., -1]
     # What rounding alone puts below or above 0 is 0: a dimension that is not reached.
@@ -193,8 +193,8 @@ def mean_squared_overlap(W: Float[Tensor, "*instance feature hidden"]) -> Float[
 
 def _cosines(W: Tensor) -> Tensor:
     """Cosines between features, 0 with itself and with a zero row."""
-    _check(W)
-    unit = _unit(W)
+    check_rows(W)
+    unit = unit_rows(W)
     own = torch.eye(W.shape[-2], dtype=torch.bool, device=W.device)
     return (unit @ unit.mT).masked_fill(own, 0.0).clamp(-1, 1)
 
@@ -206,5 +206,5 @@ def _summed(squares: Tensor) -> Tensor:
 
 def _represented(W: Tensor) -> Tensor:
     """Number of rows other than 0, in float32 at least; a row with NaN counts."""
-    _check(W)
+    check_rows(W)
     return (W != 0).any(-1).sum(-1).to(torch.promote_types(W.dtype, torch.float32))

@@ -16,7 +16,8 @@ from torch import Tensor
 from mechfeat.errors import NonFiniteError, OptionError
 from mechfeat.features import storable
 from mechfeat.features.storage import Stored
-from mechfeat.superposition.metrics import _check, _unit, feature_dimensionality
+from mechfeat.superposition.metrics import feature_dimensionality
+from mechfeat.superposition.rows import check_rows, unit_rows
 
 _GON = {3: "triangle", 4: "square", 5: "pentagon", 6: "hexagon", 7: "heptagon", 8: "octagon"}
 NAMED_FRACTIONS = {
@@ -173,12 +174,12 @@ def feature_graph(
         >>> feature_graph(torch.block_diag(polytope("pentagon"), polytope("digon"))).summary()
         '1 x pentagon + 1 x digon'
     """
-    _check(W)
+    check_rows(W)
     if not bool(torch.isfinite(W).all()):
         raise NonFiniteError(f"W, of shape {list(W.shape)}, holds NaN or infinity, which points nowhere. `torch.isfinite(W)` shows where.")
     norms = (W / W.abs().amax().clamp_min(torch.finfo(W.dtype).tiny)).norm(dim=-1)
     alive = (norms > 0) & (norms >= min_norm * norms.amax())
-    unit = _unit(W)
+    unit = unit_rows(W)
     cosine = (unit @ unit.mT).clamp(-1, 1)
     joined = (cosine.abs() > threshold) & alive & alive[:, None]
     edges = joined.triu(1).nonzero()
@@ -280,7 +281,7 @@ def _factor(W: Tensor, members: list[int], tolerance: float, angle: float) -> Fa
     rows = W.detach().double()
     D = feature_dimensionality(rows)
     # A direction with a hundredth of the largest singular value is noise of training, not a dimension.
-    sigma = torch.linalg.svdvals(_unit(rows))
+    sigma = torch.linalg.svdvals(unit_rows(rows))
     rank = int((sigma > 0.1 * sigma[0]).sum()) if len(rows) else 0
     name = "other"
     for known in POLYTOPES:
@@ -296,7 +297,7 @@ def _apart(rows: Tensor, ideal: Tensor) -> float:
     """Largest difference of sorted angles, each feature's own, in degrees."""
     both = []
     for W in (rows, ideal):
-        unit = _unit(W)
+        unit = unit_rows(W)
         seen = torch.rad2deg(torch.acos((unit @ unit.mT).clamp(-1, 1))).sort(-1).values
         # Features in the order of their angles: all polytopes here look the same from each corner.
         both.append(seen)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from mechfeat.errors import DegenerateNullError, DtypeError, NonFiniteError, Opt
 from mechfeat.features import FeatureSet, Finding, signal_share, storable
 from mechfeat.nulls import random_directions, shuffled_weights
 from mechfeat.superposition.frames import frame_potential, mean_squared_overlap, relu_energy
+from mechfeat.superposition.jackknife import pseudo_values
 from mechfeat.superposition.metrics import (
     effective_rank,
     feature_dimensionality,
@@ -25,6 +25,7 @@ from mechfeat.superposition.metrics import (
     interference,
     participation_ratio,
 )
+from mechfeat.superposition.rows import unit_rows
 
 Metric = Literal[
     "features_per_dimension",
@@ -38,7 +39,7 @@ Metric = Literal[
 ]
 Null = Literal["random_directions", "shuffled_weights"]
 
-_METRICS: dict[str, Callable[[Tensor], Tensor]] = {
+METRICS: dict[str, Callable[[Tensor], Tensor]] = {
     "features_per_dimension": features_per_dimension,
     "effective_rank": effective_rank,
     "participation_ratio": participation_ratio,
@@ -49,7 +50,6 @@ _METRICS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu_energy": relu_energy,
 }
 _NULLS = ("random_directions", "shuffled_weights")
-_MAX_GROUPS = 256
 
 
 @storable
@@ -135,8 +135,8 @@ def measure(
         >>> print(finding.summary())
         value 0.4 | 95 % interval [0.4, 0.4] | n 5 | null median 0.38..., p 0.02 | reliability 1.00 | established
     """
-    if metric not in _METRICS:
-        raise OptionError("metric", metric, tuple(_METRICS))
+    if metric not in METRICS:
+        raise OptionError("metric", metric, tuple(METRICS))
     if null not in _NULLS:
         raise OptionError("null", null, _NULLS)
     if metric == "features_per_dimension" and null == "random_directions":
@@ -146,7 +146,7 @@ def measure(
     hook, directions = (W.hook, W.directions) if isinstance(W, FeatureSet) else ("", W)
     _check(directions, hook)
 
-    statistic = _METRICS[metric]
+    statistic = METRICS[metric]
     generator = torch.Generator().manual_seed(seed)
     # float64 throughout: draws of a null can differ by less than float32 rounding, and a finding is no place for speed.
     rows = _rows(directions.detach().double(), metric)
@@ -158,13 +158,13 @@ def measure(
 
     interval, reliability = None, None
     if len(rows) >= 3:
-        pseudo, error = _pseudo_values(rows, statistic, value, generator)
+        pseudo, error = pseudo_values(rows, statistic, value, generator)
         chosen = torch.randint(len(pseudo), (n_boot, len(pseudo)), generator=generator).to(pseudo.device)
         ends = pseudo[chosen].mean(-1).quantile(torch.tensor([0.025, 0.975], dtype=pseudo.dtype, device=pseudo.device))
         interval = (ends[0].item(), ends[1].item())
         reliability = signal_share(value.item(), draws, error)
 
-    unit = _at_length_one(rows)
+    unit = unit_rows(rows)
     return SuperpositionFinding(
         value=value.item(),
         n=len(rows),
@@ -195,15 +195,10 @@ def _check(W: Tensor, hook: str) -> None:
         raise NonFiniteError(f"{where} holds NaN or infinity. `torch.isfinite(W)` shows where.")
 
 
-def _at_length_one(W: Tensor) -> Tensor:
-    tiny = torch.finfo(W.dtype).tiny
-    return F.normalize(W / W.abs().amax(-1, keepdim=True).clamp_min(tiny), dim=-1, eps=tiny)
-
-
 def _rows(W: Tensor, metric: str) -> Tensor:
     """The rows that the metric is taken on."""
     if metric != "features_per_dimension":
-        return _at_length_one(W)
+        return unit_rows(W)
     W = W / W.abs().amax().clamp_min(torch.finfo(W.dtype).tiny)
     return W / W.norm(dim=-1).amax().clamp_min(torch.finfo(W.dtype).tiny)
 
@@ -213,17 +208,3 @@ def _null_draw(rows: Tensor, metric: str, null: str, generator: torch.Generator)
         return shuffled_weights(rows, generator=generator, within="all" if metric == "features_per_dimension" else "unit")
     directions = random_directions(*rows.shape, generator=generator, dtype=rows.dtype, device=rows.device)
     return directions * rows.norm(dim=-1, keepdim=True)
-
-
-def _pseudo_values(rows: Tensor, statistic: Callable[[Tensor], Tensor], value: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
-    """Jackknife pseudo-values of the statistic, one a group of deleted rows, and the standard error."""
-    n = len(rows)
-    size = -(-n // _MAX_GROUPS)
-    # Groups of unequal size would differ by the metric's shift with n, not by their features: a remainder is never
-    # deleted.
-    groups = torch.randperm(n, generator=generator)[: n // size * size].view(-1, size).to(rows.device)
-    kept = torch.ones(len(groups), n, dtype=torch.bool, device=rows.device).scatter_(1, groups, False)
-    without = torch.stack([statistic(rows[keep]) for keep in kept])
-    g = len(without)
-    error = ((g - 1) / g * (without - without.mean()).square().sum()).sqrt().item()
-    return value + (g - 1) * (without.mean() - without), error

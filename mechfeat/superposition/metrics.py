@@ -9,12 +9,12 @@ are zero. NaN gives NaN, except where a function says otherwise; a ``W`` without
 # i, j feature; h hidden
 
 import torch
-import torch.nn.functional as F
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from mechfeat.errors import NonFiniteError, ShapeError
+from mechfeat.errors import NonFiniteError
+from mechfeat.superposition.rows import check_rows, largest, unit_rows
 
 
 def feature_dimensionality(
@@ -45,9 +45,9 @@ def feature_dimensionality(
         tensor([0.5000, 0.5000, 1.0000])
     """
     tiny = torch.finfo(W.dtype).tiny
-    W = W / _largest(W)[..., None, None]  # squares neither under- nor overflow
+    W = W / largest(W)[..., None, None]  # squares neither under- nor overflow
     norm_sq = W.square().sum(-1)
-    overlap = einsum(_unit(W), W, "... i h, ... j h -> ... i j").square().sum(-1)
+    overlap = einsum(unit_rows(W), W, "... i h, ... j h -> ... i j").square().sum(-1)
     # A subnormal norm_sq has lost its digits, and its quotient could be anything up to 2. Dividing by 1 on such rows
     # and on zero rows, rather than masking the quotient, keeps their gradient finite.
     represented = ~(norm_sq < tiny)  # NaN stays in
@@ -77,8 +77,8 @@ def interference(
         >>> interference(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0]]))
         tensor([1., 1., 0.])
     """
-    scale = _largest(W)[..., None]
-    overlap = einsum(_unit(W), W / scale[..., None], "... i h, ... j h -> ... i j")
+    scale = largest(W)[..., None]
+    overlap = einsum(unit_rows(W), W / scale[..., None], "... i h, ... j h -> ... i j")
     # The diagonal is masked before squaring: subtracting it afterwards would lose what is small beside it.
     own = torch.eye(W.shape[-2], dtype=torch.bool, device=W.device)
     return (scale * overlap.masked_fill(own, 0.0).square().sum(-1)) * scale
@@ -104,7 +104,7 @@ def feature_norm(W: Float[Tensor, "*instance feature hidden"]) -> Float[Tensor, 
         >>> feature_norm(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor([5., 0.])
     """
-    scale = _largest(W)
+    scale = largest(W)
     return (W / scale[..., None, None]).norm(dim=-1) * scale[..., None]
 
 
@@ -129,8 +129,8 @@ def interference_matrix(W: Float[Tensor, "*instance feature hidden"]) -> Float[T
         tensor([[ 1., -2.],
                 [-1.,  2.]])
     """
-    scale = _largest(W)[..., None, None]
-    return einsum(_unit(W), W / scale, "... i h, ... j h -> ... i j") * scale
+    scale = largest(W)[..., None, None]
+    return einsum(unit_rows(W), W / scale, "... i h, ... j h -> ... i j") * scale
 
 
 def capacity(W: Float[Tensor, "*instance feature hidden"]) -> Float[Tensor, "*instance feature"]:
@@ -181,7 +181,7 @@ def features_per_dimension(
         >>> features_per_dimension(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]))
         tensor(1.5000)
     """
-    _check(W)
+    check_rows(W)
     # Summed in float32 at least: the sum may overflow where the quotient does not.
     return (W.square().sum((-2, -1), dtype=torch.promote_types(W.dtype, torch.float32)) / W.shape[-1]).to(W.dtype)
 
@@ -220,7 +220,7 @@ def effective_rank(
             f"W, of shape {list(W.shape)}, holds NaN or infinity, and its singular values do not exist. `torch.isfinite(W)` shows where."
         )
     # torch has no singular values of 16-bit matrices.
-    wide = (W / _largest(W)[..., None, None]).to(torch.promote_types(W.dtype, torch.float32))
+    wide = (W / largest(W)[..., None, None]).to(torch.promote_types(W.dtype, torch.float32))
     sigma = torch.linalg.svdvals(wide)
     rounding = max(W.shape[-2:]) * torch.finfo(wide.dtype).eps * sigma[..., :1]
     kept = sigma > rounding
@@ -259,30 +259,9 @@ def participation_ratio(
     """
     dtype = W.dtype
     # Fourth powers of a few hundred entries overflow in 16 bits.
-    W = (W / _largest(W)[..., None, None]).to(torch.promote_types(dtype, torch.float32))
+    W = (W / largest(W)[..., None, None]).to(torch.promote_types(dtype, torch.float32))
     # W Wᵀ and Wᵀ W have the same eigenvalues other than 0; the smaller one is formed.
     gram = W @ W.mT if W.shape[-2] <= W.shape[-1] else W.mT @ W
     total = W.square().sum((-2, -1))
     squares = gram.square().sum((-2, -1))
     return (total.square() / torch.where(squares == 0, 1.0, squares)).to(dtype)
-
-
-def _check(W: Tensor) -> None:
-    if W.ndim < 2 or 0 in W.shape[-2:]:
-        raise ShapeError(
-            f"W has shape {list(W.shape)}. Superposition is measured on [feature hidden], after any instance axes, "
-            "with at least one feature and one hidden dimension."
-        )
-
-
-def _largest(W: Tensor) -> Tensor:
-    """Largest absolute entry of each instance, for division: at least the dtype's smallest normal number."""
-    _check(W)
-    return W.abs().amax((-2, -1)).clamp_min(torch.finfo(W.dtype).tiny)
-
-
-def _unit(W: Tensor) -> Tensor:
-    """Rows at length 1; zero rows stay zero."""
-    tiny = torch.finfo(W.dtype).tiny
-    # By the row's own largest entry first, since the squares of a short row beside a long one would underflow.
-    return F.normalize(W / W.abs().amax(-1, keepdim=True).clamp_min(tiny), dim=-1, eps=tiny)

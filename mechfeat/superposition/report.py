@@ -14,7 +14,8 @@ from mechfeat.features.storage import Stored
 from mechfeat.hooks import HookedModel, hooked
 from mechfeat.nulls import random_directions
 from mechfeat.superposition.activations import effective_features, superposition_ratio
-from mechfeat.superposition.measure import _METRICS, _pseudo_values, measure
+from mechfeat.superposition.jackknife import pseudo_values
+from mechfeat.superposition.measure import METRICS, measure
 from mechfeat.superposition.metrics import participation_ratio
 from mechfeat.superposition.reading import read_directions, write_directions
 from mechfeat.superposition.units_finding import unit_polysemanticity, unit_separability
@@ -129,7 +130,7 @@ def superposition_report(
     directions = _features(hm, hook, features, samples, skipped)
     findings: dict[str, Finding] = {}
     if directions is not None:
-        for metric in _METRICS:
+        for metric in METRICS:
             null = "shuffled_weights" if metric == "features_per_dimension" else "random_directions"
             try:
                 findings[metric] = measure(directions, metric=metric, null=null, n_null=n_null, n_boot=n_boot, seed=seed)  # type: ignore[arg-type]
@@ -181,11 +182,11 @@ def _features(hm: HookedModel, hook: str, given: Any, samples: Samples, skipped:
         else:
             raise UnsupportedLayerError(f"{hook!r} is neither the input nor the output of a layer.")
     except (UnsupportedLayerError, LookupError) as error:
-        skipped |= dict.fromkeys((*_METRICS, "superposition_ratio"), f"no directions: {error} Give features=.")
+        skipped |= dict.fromkeys((*METRICS, "superposition_ratio"), f"no directions: {error} Give features=.")
         return None
     if found.directions.shape[1] != samples.values.shape[1]:
         why = f"the weights hold {found.directions.shape[1]} channels, and the activation {samples.values.shape[1]}. Give features=."
-        skipped |= dict.fromkeys((*_METRICS, "superposition_ratio"), why)
+        skipped |= dict.fromkeys((*METRICS, "superposition_ratio"), why)
         return None
     return FeatureSet(hook, found.directions)
 
@@ -226,7 +227,7 @@ def _activation(
     inputs = of.unique()
     interval, reliability = None, None
     if len(inputs) >= 3:  # by input, since positions of one are not independent
-        pseudo, error = _pseudo_values(inputs, lambda keep: statistic(A[torch.isin(of, keep)]), value, generator)
+        pseudo, error = pseudo_values(inputs, lambda keep: statistic(A[torch.isin(of, keep)]), value, generator)
         chosen = torch.randint(len(pseudo), (draws["n_boot"], len(pseudo)), generator=generator).to(pseudo.device)
         low, high = pseudo[chosen].mean(-1).quantile(torch.tensor([0.025, 0.975], dtype=pseudo.dtype, device=pseudo.device)).tolist()
         interval, reliability = (low, high), signal_share(float(value), null, error)

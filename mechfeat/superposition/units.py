@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechfeat.superposition.metrics import _check
+from mechfeat.superposition.rows import check_rows
 
 
 def polysemanticity(W: Float[Tensor, "*instance feature unit"]) -> Float[Tensor, "*instance unit"]:
@@ -91,5 +91,5 @@ def monosemantic(W: Float[Tensor, "*instance feature unit"], *, share: int | flo
 
 def _squares(W: Tensor) -> Tensor:
     """Squared weights, each unit scaled to a largest weight of 1, so that fourth powers stay in range."""
-    _check(W)
+    check_rows(W)
     return (W / W.abs().amax(-2, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny)).square()

@@ -12,7 +12,7 @@ from mechfeat.features import Finding, Samples, signal_share, storable
 from mechfeat.features.finding import Tail
 from mechfeat.nulls import permuted_labels
 from mechfeat.superposition.activations import concept_separability
-from mechfeat.superposition.measure import _pseudo_values
+from mechfeat.superposition.jackknife import pseudo_values
 from mechfeat.superposition.units import polysemanticity
 
 
@@ -180,7 +180,7 @@ def _finding(
     above, below = ((1 + (drawn >= per_unit).sum(0)) / (1 + n_null), (1 + (drawn <= per_unit).sum(0)) / (1 + n_null))
     p_values = above if tail == "greater" else (2 * torch.minimum(above, below)).clamp_max(1)
     value, null = per_unit.mean(), drawn.mean(1)
-    pseudo, error = _pseudo_values(
+    pseudo, error = pseudo_values(
         torch.arange(len(A), device=A.device), lambda keep: statistic(A[keep], labels[keep]).mean(), value, generator
     )
     chosen = torch.randint(len(pseudo), (n_boot, len(pseudo)), generator=generator).to(pseudo.device)

@@ -12,8 +12,8 @@ from mechfeat.errors import DegenerateNullError, DtypeError, NonFiniteError, Opt
 from mechfeat.features import FeatureSet
 from mechfeat.nulls import random_directions
 from mechfeat.superposition import SuperpositionFinding, measure
-from mechfeat.superposition.measure import _METRICS as METRICS
-from mechfeat.superposition.measure import _pseudo_values
+from mechfeat.superposition.jackknife import pseudo_values
+from mechfeat.superposition.measure import METRICS
 from tests.features.same import assert_same
 from tests.strategies import matrices, orthogonal
 
@@ -180,7 +180,7 @@ def test_pseudo_values_are_those_of_the_delete_one_jackknife(metric):
     W = unit_rows(normal(7, 3))
     value = METRICS[metric](W)
     without = torch.stack([METRICS[metric](W[torch.arange(7) != i]) for i in range(7)])
-    pseudo, error = _pseudo_values(W, METRICS[metric], value, torch.Generator().manual_seed(0))
+    pseudo, error = pseudo_values(W, METRICS[metric], value, torch.Generator().manual_seed(0))
     torch.testing.assert_close(pseudo.sort().values, (value + 6 * (without.mean() - without)).sort().values)
     # The standard error of their mean is the jackknife's.
     assert error == pytest.approx(float(pseudo.std() / math.sqrt(7)))
