@@ -25,10 +25,14 @@ def score_curves(
         A line for each n-gram.
 
     Raises:
-        OptionError: There is no such class.
+        OptionError: There is no such class, or no such n-gram.
     """
     if not 0 <= output < prediction.scores.shape[2]:
         raise OptionError("output", output, tuple(range(prediction.scores.shape[2])))
+    n = prediction.scores.shape[1]
+    unknown = [i for i in ngrams or () if not 0 <= i < n]
+    if unknown:
+        raise OptionError("ngrams", unknown[0], (f"numbers from 0 to {n - 1}",))
     last = prediction.scores[-1, :, output]
     chosen = last.abs().sort(descending=True, stable=True).indices[:8].tolist() if ngrams is None else list(ngrams)
     order = sorted(range(len(prediction.steps)), key=prediction.steps.__getitem__)

@@ -36,6 +36,8 @@ def test_score_curves(loss):
     assert len([t for t in mf.plots.score_curves(prediction).data if t.mode == "lines"]) == 6
     with pytest.raises(OptionError):
         mf.plots.score_curves(prediction, output=7)
+    with pytest.raises(OptionError, match=r"^ngrams=6 is not known\. It can be 'numbers from 0 to 5'\.$"):
+        mf.plots.score_curves(prediction, ngrams=[0, 6])
 
 
 def test_predicted_scores():

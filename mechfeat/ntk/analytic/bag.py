@@ -14,6 +14,7 @@ from mechfeat.ntk.analytic.base import init_of
 from mechfeat.ntk.analytic.features import FeatureBlock, FeatureKernel, FeatureMap, Sparse, gram, length_column, token_counts
 from mechfeat.ntk.analytic.hidden import hidden_layer
 from mechfeat.ntk.dual import Activation
+from mechfeat.ntk.dual.activation import check_activation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,9 @@ class BagKernel(FeatureKernel):
     """
 
     activation: Activation
+
+    def __post_init__(self) -> None:
+        check_activation(self.activation)
 
     @classmethod
     def of(cls, module: BagMLP) -> "BagKernel":

@@ -13,6 +13,7 @@ from mechfeat.models.text.ids import PAD, widened
 from mechfeat.ntk.analytic.base import AnalyticKernel, init_of
 from mechfeat.ntk.analytic.hidden import hidden_layer
 from mechfeat.ntk.dual import Activation
+from mechfeat.ntk.dual.activation import check_activation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class ConvKernel(AnalyticKernel):
     padding: int | None = None
 
     def __post_init__(self) -> None:
+        check_activation(self.activation)
         window_options(self.kernel_size, self.padding)
 
     @classmethod

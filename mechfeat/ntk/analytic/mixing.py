@@ -13,6 +13,7 @@ from mechfeat.models.text.mixing import Mixing, check_mixing, mixed
 from mechfeat.ntk.analytic.base import AnalyticKernel, init_of, looked_up, matches
 from mechfeat.ntk.analytic.hidden import hidden_layer
 from mechfeat.ntk.dual import Activation
+from mechfeat.ntk.dual.activation import check_activation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,6 +54,7 @@ class MixingKernel(AnalyticKernel):
     readout: Readout = "sum"
 
     def __post_init__(self) -> None:
+        check_activation(self.activation)
         check_mixing(self.mixing)
         check_readout(self.readout)
 

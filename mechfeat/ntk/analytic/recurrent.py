@@ -24,6 +24,7 @@ from mechfeat.models.text.ids import is_real, lengths
 from mechfeat.models.text.recurrent import GatedLinearRNN, LinearRNN, MatrixVectorRNN
 from mechfeat.ntk.analytic.base import AnalyticKernel, init_of
 from mechfeat.ntk.dual import Activation
+from mechfeat.ntk.dual.activation import check_activation
 
 
 class Step(NamedTuple):
@@ -190,6 +191,10 @@ class GatedLinearRNNKernel(RecurrentKernel):
     """
 
     activation: Activation
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_activation(self.activation)
 
     @classmethod
     def of(cls, module: GatedLinearRNN) -> "GatedLinearRNNKernel":

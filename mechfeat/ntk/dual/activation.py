@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechfeat.errors import OptionError, QuadratureError
+from mechfeat.errors import DtypeError, OptionError, QuadratureError
 from mechfeat.models.text.activations import Function, LeakyReLU
 from mechfeat.ntk.dual import quadrature
 from mechfeat.ntk.dual.checks import check_elementwise, check_found, checked, listed, undeclared
@@ -306,3 +306,16 @@ class Activation:
                 f"{which} of {self.name} is known to a relative {worst:.1e} only, by the difference of {self._nodes << _DOUBLINGS} and "
                 f"{2 * self._nodes << _DOUBLINGS} nodes, and tolerance={self.tolerance:g}. Give more nodes, or allow a larger tolerance."
             )
+
+
+def check_activation(phi: object) -> None:
+    """Refuse a function where its dual activations are needed.
+
+    Args:
+        phi: What was given as activation of a kernel.
+
+    Raises:
+        DtypeError: It is not an :class:`Activation`.
+    """
+    if not isinstance(phi, Activation):
+        raise DtypeError(f"activation={phi!r} is of {type(phi).__name__}. A kernel needs its dual activations: Activation.of({phi!r}).")

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mechfeat.errors import ModelOutputError, NondeterministicModelError
+from mechfeat.errors import ModelOutputError, NondeterministicModelError, ShapeError
 from mechfeat.hooks import HookedModel, unwrap
 from mechfeat.ntk.empirical import empirical_ntk
 
@@ -25,6 +25,7 @@ def measured_scores(
         Scores, float64. Those of a model that is not centred hold what it said before training; :func:`compare` subtracts it.
 
     Raises:
+        ShapeError: There is no n-gram.
         ModelOutputError: The model does not give one score a class for each n-gram.
         NondeterministicModelError: In training mode two runs differ, as under dropout.
 
@@ -33,6 +34,8 @@ def measured_scores(
         >>> measured_scores(BagMLP(5, 8, 16, n_outputs=3), torch.tensor([[0, 1], [4, -1]])).shape
         torch.Size([2, 3])
     """
+    if not len(ngrams):
+        raise ShapeError(f"ngrams has shape {list(ngrams.shape)}. Scores are measured of at least one n-gram.")
     found: list[Tensor] = []
     with torch.no_grad():
         for part in ngrams.split(chunk_size):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mechfeat.bench.oracles import token_kernels as oracle
 from mechfeat.bench.token_models import FORMS, INIT, build, given_mixing
-from mechfeat.errors import NonFiniteError, ShapeError
+from mechfeat.errors import DtypeError, NonFiniteError, ShapeError
 from mechfeat.models.text import InitSpec, pad
 from mechfeat.ntk.analytic import (
     AttentionKernel,
@@ -219,6 +219,13 @@ def test_counts_of_another_vocabulary(unchecked):
     with pytest.raises(ShapeError) as caught:
         BagKernel(activation=RELU, n_tokens=2).on_counts([[1, 0, 1]])
     assert str(caught.value) == "n1 has shape [1, 3]. Counts are [doc 2] for this kernel's vocabulary."
+
+
+@pytest.mark.parametrize("kernel", [BagKernel, ConvKernel, MixingKernel, GatedLinearRNNKernel])
+def test_an_activation_without_its_duals_is_refused(kernel, unchecked):
+    with pytest.raises(DtypeError) as caught:
+        kernel(activation="relu")
+    assert str(caught.value) == "activation='relu' is of str. A kernel needs its dual activations: Activation.of('relu')."
 
 
 @pytest.mark.parametrize("name", [n for n, (k, _) in CASES.items() if hasattr(k, "feature_map")])

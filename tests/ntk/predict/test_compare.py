@@ -147,6 +147,8 @@ def test_refusals(small):
         assert str(caught.value) == message
     with pytest.raises(ModelOutputError) as wrong:
         measured_scores(lambda ids: ids.sum(), torch.zeros(3, 1, dtype=torch.int64))
+    with pytest.raises(ShapeError, match=r"^ngrams has shape \[0, 2\]\. Scores are measured of at least one n-gram\.$"):
+        measured_scores(lambda ids: ids.sum(1), torch.zeros(0, 2, dtype=torch.int64))
     assert str(wrong.value) == (
         "The model gave [] for 3 n-grams. Scores are [3] or [3, classes]; wrap a model that returns something else."
     )
