@@ -17,6 +17,7 @@ annealed; which features are represented at which density.
 ``studies``: GELU with a bias, L_p losses, the notebook computation as committed, 250 features in nine dimensions. ``further``: one rare
 feature among five, a hundred absolute values, a privileged basis (a thousand models a density), losses under a power law.
 ``memorisation``: a thousand features in two dimensions, trained on 3 to 2,000 inputs: whose dimensions they are, and the test loss.
+``kgons``: regular polygons of six features as critical points, the plateaus of SGD, and local learning coefficients there.
 Appends to ``results/toy_models.jsonl``, each case when it is done. Rows of the newest commit that are already there are not computed
 again, so that a run that was killed goes on where it was.
 """
@@ -33,6 +34,7 @@ from typing import Any
 
 import torch
 from toy_checks.case import Case
+from toy_checks.kgons import kgons
 from toy_checks.learning import dynamics
 from toy_checks.memorisation import memorisation
 from toy_checks.one_hot import census, directions, pentagon
@@ -219,6 +221,7 @@ CASES: dict[str, Callable[[bool], Iterable[Case]]] = {
     "studies": studies,
     "further": further,
     "memorisation": memorisation,
+    "kgons": kgons,
     "census": census,
 }
 

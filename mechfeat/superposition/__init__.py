@@ -42,6 +42,7 @@ from mechfeat.superposition.metrics import (
     interference_matrix,
     participation_ratio,
 )
+from mechfeat.superposition.one_active import one_active_loss
 from mechfeat.superposition.onehot import k_eff, one_hot_loss
 from mechfeat.superposition.phase import PHASES, PhaseDiagram, phase_diagram, superposition_boundary, two_feature_loss
 from mechfeat.superposition.reading import read_directions, write_directions
@@ -109,6 +110,7 @@ __all__ = [
     "merge_directions",
     "monosemantic",
     "mse",
+    "one_active_loss",
     "one_hot_loss",
     "participation_ratio",
     "phase_diagram",

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CASES = (
     *("pentagon", "directions", "softmax", "batches", "notebooks", "computation", "correlation", "basics", "geometry"),
-    *("dynamics", "studies", "further", "memorisation", "census"),
+    *("dynamics", "studies", "further", "memorisation", "kgons", "census"),
 )
 
 
