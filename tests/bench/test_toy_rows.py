@@ -1,5 +1,10 @@
 """The committed rows of toy models hold what the library promises; the newest of each problem and method counts."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.bench.test_ntk_rows import rows, unmet
@@ -60,3 +65,15 @@ def test_the_same_against_fit_on_one_instance(problem, bank):
     """A stricter base: our own training of one model by autograd, which takes half the time of torch's optimiser and graph of the loss."""
     found, asked = seconds(problem), TARGETS[problem.split()[1]][bank == "bank closed"]
     assert found["single fit autograd"] >= asked * found[bank]
+
+
+def test_the_smoke_run_on_a_named_device(tmp_path):
+    # The path that --device takes, which is the same on a GPU but for the clock and the name.
+    script, out = Path(__file__).parents[2] / "benchmarks" / "bench_toy_bank.py", tmp_path / "rows.jsonl"
+    command = [sys.executable, str(script), "--smoke", "--device", "cpu", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {row["problem"] for row in found} == {"one-hot n=5 m=2 sgd", "sparse B=16 n=5 m=2 adam"}
+    assert len(found) == 12
+    assert all(row["seconds"] > 0 and row["device"] for row in found)
+    assert all(row["error"] <= 1e-5 for row in found if row["error"] is not None)
