@@ -252,6 +252,7 @@ def main() -> None:
     parser.add_argument(
         "--smoke", action="store_true", help="small sizes, for a run of seconds; nothing is appended unless --out says where"
     )
+    parser.add_argument("--only", default="", help="cases whose name contains this, of the checks that have several")
     parser.add_argument("--seeds", type=int, default=1000, help="of the census")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -270,7 +271,7 @@ def main() -> None:
     for name in args.check or [*CHECKS, *CASES]:
         start = time.process_time()
         if name in CASES:
-            for case in tqdm(list(cases_of(name, args)), desc=name, unit="case"):
+            for case in tqdm([case for case in cases_of(name, args) if args.only in case.name], desc=name, unit="case"):
                 if (name, case.name) in done:
                     print(f"{name} {case.name}: already there")
                     continue

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mechfeat.data import AnticorrelatedSets, CorrelatedSets, SparseUniform, absolute, ands
+from mechfeat.data import universal_and as all_ands
 from mechfeat.data.toy_data import Exact
-from mechfeat.models import ToyBank, ToySpec
+from mechfeat.models import ToyBank, ToySpec, universal_and_bank
 from mechfeat.superposition import Record, Schedule, fit
 from toy_checks.case import Case
 
@@ -62,18 +63,13 @@ def pair_ands(n_hidden: int, smoke: bool) -> dict[str, Any]:
 
 def universal_and(n_neurons: int, n: int = 60, samples: int = 400) -> dict[str, Any]:
     """The construction that computes every AND: neurons that see random sets of features, read where they see both."""
-    generator = torch.Generator().manual_seed(0)
     p = n_neurons ** (-1 / 3)
-    sees = (torch.rand(n_neurons, n, generator=generator) < p).float()
-    active = torch.rand(samples, n, generator=generator).topk(3, dim=1).indices
+    active = torch.rand(samples, n, generator=torch.Generator().manual_seed(1)).topk(3, dim=1).indices
     x = torch.zeros(samples, n).scatter_(1, active, 1.0)
-    z = torch.relu(x @ sees.T - 1)
-    both = torch.einsum("ia, ib -> ab", sees, sees)
-    read = torch.einsum("si, ia, ib -> sab", z, sees, sees) / both.clamp_min(1)
-    error = (read - x[:, :, None] * x[:, None]).abs()
-    off = ~torch.eye(n, dtype=torch.bool)
-    true = (x[:, :, None] * x[:, None])[:, off] > 0
-    return {"mean_error": float(error[:, off].mean()), "error_where_true": float(error[:, off][true].mean()), "p": p}
+    true = all_ands(n)(x)
+    with torch.no_grad():
+        error = (universal_and_bank(n, n_neurons, probability=p)(x)[0] - true).abs()
+    return {"mean_error": float(error.mean()), "error_where_true": float(error[true > 0].mean()), "p": p}
 
 
 def computation(smoke: bool) -> Iterator[Case]:
