@@ -1,6 +1,7 @@
 """Result 2.13: regular k-gons are critical points, and stochastic gradient descent rests at them one after another."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +14,7 @@ from toy_checks.case import Case
 from toy_checks.one_active import N, gradient, kinds, loss, polish, spectrum
 
 SCALES = (0.001, 0.1, 1.0)
-VISITED = ("4+-", "4++", "5-", "5+", "6")  # minima at which plateaus of the runs rest
-SAMPLING = {"n": 1000, "inverse_temperature": "1/ln n", "chains": 64, "localisation": 10.0, "step_size": 4e-4, "burn": 1500, "steps": 3000}
+SAMPLING = {"n": 1000, "inverse_temperature": "1/ln n", "chains": 64, "localisation": 100.0, "step_size": 4e-4, "burn": 500, "steps": 2000}
 
 
 def critical_points() -> dict[str, Any]:
@@ -49,8 +49,14 @@ def plateaus(losses: torch.Tensor) -> list[tuple[int, int]]:
     return found
 
 
+def named(value: float, known: dict[str, float]) -> str:
+    """A polygon by its loss; a saddle that is none by the loss itself."""
+    near = min(known, key=lambda name: abs(known[name] - value))
+    return near if abs(known[near] - value) < 1e-6 else f"saddle {value:.5f}"
+
+
 def descent(scale: float, smoke: bool) -> dict[str, Any]:
-    """Plateaus of 32 runs, each named by the critical point that Newton's method finds from its frame of smallest gradient."""
+    """Plateaus of 32 runs, each with the critical point that Newton's method finds from its frame of smallest gradient."""
     models, steps = (32, 20_000) if not smoke else (2, 800)
     init = scale * torch.randn(models, N, 2, generator=torch.Generator().manual_seed(0))
     bank = ToyBank(ToySpec(N, 2), models, init={"W": init, "b": torch.zeros(models, N)})
@@ -59,38 +65,48 @@ def descent(scale: float, smoke: bool) -> dict[str, Any]:
     frames = torch.cat([run.weights.flatten(-2), run.parameters["b"]], -1).double()
     losses, slopes = loss(frames), gradient(frames).norm(dim=-1)
     known = {name: float(loss(p)) for name, p in kinds().items()}
-    sequences, largest = [], 0.0
+    points: dict[str, torch.Tensor] = {}
+    sequences: list[list[dict[str, Any]]] = []
     for i in range(models):
         seen: list[dict[str, Any]] = []
         for first, last in plateaus(losses[:, i]):
             at = first + int(slopes[first : last + 1, i].argmin())
             point = polish(frames[at, i])
-            value, norm = float(loss(point)), float(gradient(point).norm())
-            near = min(known, key=lambda name: abs(known[name] - value))
-            name = near if abs(known[near] - value) < 1e-6 and norm < 1e-8 else "other"
+            name, middle = named(float(loss(point)), known), float(losses[first : last + 1, i].median())
+            points.setdefault(name, point)
             if seen and seen[-1]["point"] == name:
                 seen[-1]["to"] = int(run.steps[last])
-                continue
-            largest = max(largest, norm if name != "other" else 0.0)
-            plateau_loss = float(losses[first : last + 1, i].median())
-            seen.append({"point": name, "from": int(run.steps[first]), "to": int(run.steps[last]), "loss": plateau_loss})
+            else:
+                seen.append({"point": name, "from": int(run.steps[first]), "to": int(run.steps[last]), "loss": middle})
         sequences.append(seen)
-    counts: dict[str, int] = {}
-    for seen in sequences:
-        key = " > ".join(s["point"] for s in seen)
-        counts[key] = counts.get(key, 0) + 1
-    return {"counts": counts, "sequences": sequences, "largest_gradient_norm": largest}
+    counts = Counter(" > ".join(s["point"] for s in seen) for seen in sequences)
+    return {"counts": dict(counts), "points": {name: described(p, smoke) for name, p in points.items()}, "sequences": sequences}
 
 
-def coefficient(name: str, smoke: bool) -> dict[str, Any]:
-    """Estimates at one critical point: as stated, with the step size halved (and twice the steps), with the localisation halved."""
-    point, found = kinds()[name], {}
-    for label, eps, gamma, times in (("stated", 4e-4, 10.0, 1), ("half step size", 2e-4, 10.0, 2), ("half localisation", 4e-4, 5.0, 1)):
-        burn, steps = (1500 * times, 3000 * times) if not smoke else (5, 5)
+def described(point: torch.Tensor, smoke: bool) -> dict[str, Any]:
+    """A critical point, with its learning coefficient as stated, with the step size halved and with the localisation halved and a tenth."""
+    estimates, values = {}, spectrum(point)[0]
+    knobs = (
+        ("stated", 4e-4, 100.0, 500, 2000),
+        ("half step size", 2e-4, 100.0, 1000, 4000),
+        ("half localisation", 4e-4, 50.0, 500, 2000),
+        ("localisation 10", 4e-4, 10.0, 1500, 3000),
+    )
+    for label, eps, gamma, burn, steps in knobs:
+        if smoke:
+            burn = steps = 5
         options = {"n_chains": 64, "n_burn": burn, "n_steps": steps, "seed": 0}
-        estimate = local_learning_coefficient(loss, point, n=1000, step_size=eps, localisation=gamma, **options)
-        found[label] = {"value": estimate.value, "standard_error": estimate.standard_error, "acceptable": estimate.acceptable}
-    return {"loss": float(loss(point)), "estimates": found}
+        found = local_learning_coefficient(loss, point, n=1000, step_size=eps, localisation=gamma, **options)
+        estimates[label] = {"value": found.value, "standard_error": found.standard_error, "acceptable": found.acceptable}
+    return {
+        "loss": float(loss(point)),
+        "gradient_norm": float(gradient(point).norm()),
+        "negative_eigenvalues": int((values < -1e-6).sum()),
+        "smallest_eigenvalue": float(values[0]),
+        "lengths": point[: 2 * N].view(N, 2).norm(dim=-1).tolist(),
+        "biases": point[2 * N :].tolist(),
+        "coefficient": estimates,
+    }
 
 
 def kgons(smoke: bool) -> Iterator[Case]:
@@ -98,7 +114,6 @@ def kgons(smoke: bool) -> Iterator[Case]:
     model = {"n": N, "m": 2, "loss": "exact, summed over outputs"}
     yield Case("critical points", {**model, "polished_by": "Newton"}, critical_points, dtype="float64")
     for scale in SCALES if not smoke else SCALES[:1]:
-        settings = {**model, "initial_weights": scale, "models": 32, "steps": 20_000, "lr": 0.1, "batch": 32}
-        yield Case(f"plateaus from {scale:g}", settings, lambda scale=scale: descent(scale, smoke))
-    for name in (*VISITED, "0++++++") if not smoke else VISITED[-1:]:
-        yield Case(f"coefficient of {name}", {**model, **SAMPLING}, lambda name=name: coefficient(name, smoke), dtype="float64")
+        training = {"initial_weights": scale, "models": 32, "steps": 20_000, "lr": 0.1, "batch": 32, "trained_in": "float32"}
+        settings = {**model, **training, "coefficient": SAMPLING}
+        yield Case(f"plateaus from {scale:g}", settings, lambda scale=scale: descent(scale, smoke), dtype="float64")
