@@ -1,5 +1,6 @@
 """The committed rows of toy models at full size hold what the reference measured; the newest of each case counts."""
 
+import itertools
 import json
 import math
 import statistics
@@ -288,6 +289,67 @@ def test_a_power_law(rows):
     weak = newest(rows, "further")["power law, weak"]
     assert max(weak["represented"]) < 1000
     assert weak["slope"] > -0.9
+
+
+def test_memorisation(rows):
+    # 2.12: who owns the two dimensions, and a peak of the test loss where nobody does.
+    found = newest(rows, "memorisation")
+    sizes = (3, 5, 8, 15, 30, 50, 100, 200, 300, 500, 700, 1000, 2000)
+    assert all(rows["memorisation"][f"{size} inputs"]["settings"]["n"] == 1000 for size in sizes)
+    by_size = {size: found[f"{size} inputs"] for size in sizes}
+    assert all(len(f["test_loss"]) == 5 and f["best"] == f["train_loss"].index(min(f["train_loss"])) for f in by_size.values())
+    # Few inputs: each is stored, and they share two dimensions among them.
+    for size in (3, 5):
+        assert max(by_size[size]["train_loss"]) < 1e-3
+        assert size * by_size[size]["dimensionality_of_data"] == pytest.approx(2, abs=0.03)
+        assert by_size[size]["dimensionality_of_data"] > 0.39
+    # Many: five features in a thousand hold most of the two dimensions, and no input holds a tenth of one.
+    many = by_size[2000]
+    assert min(many["largest_of_features"][:5]) > 0.25 > 0.05 > many["largest_of_features"][5]
+    assert many["share_of_five_features"] > 0.7
+    assert many["largest_of_data"] < 0.1
+    # Between: neither, and a worse model than one that predicts nothing, whose loss is 1.
+    for size in (200, 300, 500):
+        between = by_size[size]
+        assert max(between["largest_of_features"][0], between["largest_of_data"]) < 0.05
+        assert min(between["test_loss"]) > 10
+    test = [f["test_loss_of_best"] for f in by_size.values()]
+    assert max(test[:3]) < 1.2
+    assert max(test[-2:]) < 1
+    assert 30 < max(test) == by_size[500]["test_loss_of_best"]
+
+
+def test_regular_polygons_are_critical_points(rows):
+    # 2.13, for all signs of the biases of features without a corner.
+    found = newest(rows, "kgons")["critical points"]
+    assert {name[0] for name in found} == {"0", "2", "3", "4", "5", "6"}
+    assert len(found) == 7 + 5 + 4 + 3 + 2 + 1
+    assert max(f["gradient_norm"] for f in found.values()) < 1e-8
+    assert max(f["off_regular"] for f in found.values()) < 1e-8
+    by_corners = [found[name]["loss"] for name in ("0++++++", "2++++", "3+++", "4++", "5+", "6")]
+    assert by_corners == pytest.approx([0.29167, 0.19444, 0.14583, 0.09722, 0.06180, 0.04819], abs=1e-5)
+    assert by_corners == sorted(by_corners, reverse=True)
+
+
+@pytest.mark.parametrize("scale", ["0.001", "0.1", "1"])
+def test_the_plateaus_of_descent(rows, scale):
+    # 2.13: from one plateau to the next the loss falls and the estimated learning coefficient rises, however localised.
+    found = newest(rows, "kgons")[f"plateaus from {scale}"]
+    points, sequences = found["points"], found["sequences"]
+    assert len(sequences) == 32
+    assert max(p["gradient_norm"] for p in points.values()) < 1e-8
+    assert all(p["coefficient"]["stated"]["acceptable"] for p in points.values())
+    steps = {(a["point"], b["point"]) for seen in sequences for a, b in itertools.pairwise(seen)}
+    assert len(steps) >= 1
+    for a, b in steps:
+        assert points[a]["loss"] > points[b]["loss"]
+        for label in ("stated", "half step size", "half localisation", "localisation 10"):
+            first, second = points[a]["coefficient"][label], points[b]["coefficient"][label]
+            assert second["value"] - first["value"] > 3 * math.hypot(first["standard_error"], second["standard_error"])
+    for p in points.values():  # half the step size changes little: by 3 % where the loss curves most, or by noise
+        stated, half = (p["coefficient"][label] for label in ("stated", "half step size"))
+        noise = math.hypot(stated["standard_error"], half["standard_error"])
+        assert abs(stated["value"] - half["value"]) < 0.03 * half["value"] + 3 * noise
 
 
 @pytest.mark.full
