@@ -39,7 +39,7 @@ def polish(p):
     """Newton's method, with flat directions left as they are."""
     p = p.double()
     for _ in range(30):
-        values, vectors = torch.linalg.eigh(torch.func.hessian(loss)(p))
+        values, vectors = torch.linalg.eigh(torch.func.jacrev(torch.func.jacrev(loss))(p))
         steep = values.abs() > 1e-7
         step = vectors @ torch.where(steep, vectors.mT @ gradient(p) / torch.where(steep, values, 1.0), 0.0)
         p = p - step * min(1.0, 0.1 / max(float(step.norm()), 1e-30))

@@ -23,7 +23,7 @@ def gradient(p: Tensor) -> Tensor:
 
 def spectrum(p: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, in rising order, and eigenvectors of the Hessian of the exact loss at one point."""
-    found = torch.func.hessian(loss)(p)
+    found = torch.func.jacrev(torch.func.jacrev(loss))(p)
     return torch.linalg.eigh((found + found.mT) / 2)
 
 
