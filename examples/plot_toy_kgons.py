@@ -20,7 +20,7 @@ import plotly.graph_objects as go
 import torch
 
 import mechfeat as mf
-from mechfeat.plots.style import figure
+from mechfeat.plots.style import GREY, figure
 from mechfeat.superposition import Record, fit, local_learning_coefficient, one_active_loss
 
 
@@ -65,6 +65,7 @@ assert list(corners.values()) == sorted(corners.values(), reverse=True)
 #
 # From tiny weights the models first learn the mean of the inputs and rest there. They leave it for a square or for a pentagon.
 # Some rest on the way at a pentagon one corner of which is two features: a saddle, which they leave when one of the two gives way.
+# Dotted lines are the losses of the regular polygons, from two corners at the top to six.
 
 init = {"W": 0.001 * torch.randn(12, 6, 2, generator=torch.Generator().manual_seed(0)), "b": torch.zeros(12, 6)}
 data = mf.data.AnticorrelatedSets(6, set_size=6, density=1.0)
@@ -80,23 +81,25 @@ assert float((falling[10] - mean).abs().max()) < 0.002
 ends = torch.stack([(falling[280] - v).abs() for v in (corners[4], corners[5])]).amin(0)
 assert float(ends.max()) < 0.002
 
-fig = figure(
-    [go.Scatter(x=run.steps.tolist(), y=falling[:, i].tolist(), name=f"model {i}", mode="lines") for i in shown],
-    title="Descent rests at critical points; dotted: regular polygons",
+levels = [
+    go.Scatter(x=[0, 14_000], y=[v, v], name=f"{k} corners", mode="lines", line={"dash": "dot", "color": GREY, "width": 1})
+    for k, v in corners.items()
+]
+figure(
+    [go.Scatter(x=run.steps.tolist(), y=falling[:, i].tolist(), name=f"model {i}", mode="lines") for i in shown] + levels,
+    title="Descent rests at critical points",
     x="step",
     y="exact loss",
+    yaxis_type="log",
 )
-for k, value in corners.items():
-    fig.add_hline(y=value, line_dash="dot", annotation_text=f"{k} corners")
-fig
 
 # %%
 # How degenerate they are
 # -----------------------
 #
 # The local learning coefficient is estimated by sampling around a point, here along model 4: the mean, the shared corner, the pentagon. It
-# rises while the loss falls. Only the last of the three is a minimum. The localisation of 100 keeps chains at the saddles, and makes every
-# value smaller than the coefficient is: read the order, not the values.
+# rises while the loss falls. Only the last of the three is a minimum. The localisation of 100 keeps chains at the saddles, and pulls every
+# value down: read the order, not the values.
 
 at = {"mean of inputs": 10, "shared corner": 120, "pentagon": 280}
 found = {}
