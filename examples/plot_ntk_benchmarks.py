@@ -54,7 +54,7 @@ figure(
         go.Bar(y=common, x=times, name="time", orientation="h", marker_color=BLUE),
         go.Bar(y=common, x=memory, name="memory", orientation="h", marker_color=ORANGE),
     ],
-    title="Jacobian contraction needs this many times what the kernel needs",
+    title="Jacobian contraction, in multiples of ours",
     x="times ours, logarithmic",
     xaxis_type="log",
     xaxis_range=[0, 3],  # from one to a thousand times

@@ -79,7 +79,8 @@ def weights_movie(run: Run, *, instance: int = 0) -> go.Figure:
         fig.update_xaxes(title="hidden dimension 0", constrain="domain", **axis)
         fig.update_yaxes(title="hidden dimension 1", scaleanchor="x", constrain="domain", **axis)
     else:
-        fig.update_layout(scene={**{f"{k}axis": {**axis, "title": f"h{i}"} for i, k in enumerate("xyz")}, "aspectmode": "cube"})
+        walls = {**axis, "backgroundcolor": "rgba(0,0,0,0)"}  # for light and dark pages
+        fig.update_layout(scene={**{f"{k}axis": {**walls, "title": f"h{i}"} for i, k in enumerate("xyz")}, "aspectmode": "cube"})
     return movie(fig, frames, labels, prefix="step", indices=[0, 1])
 
 
