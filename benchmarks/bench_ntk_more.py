@@ -71,7 +71,7 @@ def threads() -> list[tuple[Problem, list[Method]]]:
 def nngeometry() -> list[tuple[Problem, list[Method]]]:
     """The dense Gram matrix of nngeometry."""
     method = Method("nngeometry dense Gram matrix", _nngeometry, jacobian=True)
-    names = ("mlp-784-1024-1024-10 n32", "toy-16-128-128-1 n4096", "vgg-like n64")  # minutes a run on a ResNet-18
+    names = ("mlp-784-1024-1024-10 n32", "toy-16-128-128-1 n4096", "vgg-like n64")
     return [(PROBLEMS[name], [OURS, method]) for name in names]
 
 

@@ -3,7 +3,7 @@ How fast, and in how much memory: the committed benchmark rows
 ==============================================================
 
 Every number here is read from the rows that the benchmarks wrote. Each method was compared with a float64 oracle before it was timed;
-methods took turns, on one thread, and the newest row of each problem and method counts.
+methods took turns, on one thread where nothing else is said, and the newest row of each problem and method counts.
 """
 
 # %%

@@ -133,7 +133,7 @@ def test_other_ways_take_longer(section, problem, time):
 def test_growing_batches():
     found = more("sweep")
     times = [found[f"mlp-784-1024-1024-10 n{n}"]["mechfeat"]["median"] for n in (8, 16, 32, 64, 128, 256, 512)]
-    assert times[-1] / times[0] < 64**2  # the kernel grows by that
+    assert times[-1] < 64 * times[0]  # 64 times the samples, 4,096 times the entries
     peers = {p: m[PEER]["median"] / m["mechfeat"]["median"] for p, m in found.items() if PEER in m}
     assert len(peers) == 4
     assert min(peers.values()) >= 30
